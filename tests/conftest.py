@@ -1,0 +1,63 @@
+"""Shared fixtures: where real scenes are, and which tests need a GPU."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+DATA = Path(os.environ.get("HSM_DATA", ROOT.parent / "shared" / "data"))
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "gpu: needs a CUDA device")
+
+
+def pytest_collection_modifyitems(items):
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture
+def scene_data():
+    """A function: name of a real scene -> its folder; skips the test where the folder is absent."""
+
+    def find(name):
+        if not (DATA / name).is_dir():
+            pytest.skip(f"no scene {DATA / name} (set HSM_DATA to the folder that holds real scenes)")
+        return DATA / name
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def demo_scene(tmp_path_factory):
+    """A small demo scene in COLMAP's format: 24 pictures of 72x54."""
+    folder = tmp_path_factory.mktemp("scenes") / "demo"
+    command = [sys.executable, str(ROOT / "scripts" / "make_demo_scene.py"), str(folder), "--views", "24", "--width", "72", "--height", "54", "--points", "600"]
+    subprocess.run(command, check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture
+def make_trainer(demo_scene, tmp_path):
+    """A function: flags -> a Trainer of the demo scene, small enough for a CPU; `scene`, `folder` and `device` can be given."""
+    from nerf.options import parse_options, resolve
+    from nerf.scene import load_scene
+    from nerf.training import Trainer
+
+    def make(*flags, scene=demo_scene, folder=tmp_path / "run", device="cpu"):
+        small = [] if device == "cuda" else ["--num_points", "4096", "--grid_size", "32", "--log2_table_size", "13"]
+        argv = [str(scene), "-O", "--workspace", str(folder), "--max_steps", "128", "--background", "random", "--bound", "2", *small, *flags]
+        options = resolve(parse_options(argv), torch.device(device))
+        folder.mkdir(exist_ok=True)
+        return Trainer(load_scene(options), options, torch.device(device), folder)
+
+    return make
