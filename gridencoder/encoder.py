@@ -1,0 +1,81 @@
+"""The hash grid as a module: its table of trainable features and the layout of its levels."""
+
+import math
+
+import torch
+from torch import nn
+
+from .ops import grid_encode
+
+
+def level_layout(dimensions, levels, base_resolution, finest_resolution, log2_table_size):
+    """Where each level lies in the table, and how fine it is.
+
+    Level l has ceil(base * s^l) cells along an axis, s = (finest / base)^(1 / (levels - 1)), and min(2^log2_table_size, cells) entries,
+    rounded up to 8 (Mueller et al. 2022, equations 2 and 3).
+
+    Returns:
+        offsets: levels + 1 ints, the first entry of each level and, last, the number of entries of the table.
+        resolutions: `levels` ints.
+    """
+    offsets, resolutions = [0], []
+    growth = math.log(finest_resolution / base_resolution) / max(levels - 1, 1)
+    for level in range(levels):
+        exact = base_resolution * math.exp(level * growth)
+        resolution = math.ceil(exact * (1 - 1e-9))  # 2048.0000000001 is 2048: the margin is far above rounding, far below a cell
+        entries = min(2**log2_table_size, resolution**dimensions)
+        resolutions.append(resolution)
+        offsets.append(offsets[-1] + -(-entries // 8) * 8)
+    return offsets, resolutions
+
+
+class GridEncoder(nn.Module):
+    """Trainable features on a pyramid of grids, interpolated linearly; coarse levels are dense, fine ones hashed (Mueller et al. 2022).
+
+    Args:
+        dimensions: D, of the positions (3).
+        levels: L, number of grids.
+        features: F, numbers an entry (2).
+        base_resolution: cells along an axis of the coarsest level.
+        finest_resolution: of the finest one.
+        log2_table_size: a level has at most 2^log2_table_size entries, 3 to 28.
+    Attributes:
+        table: parameter [E, F] float32, E entries of all levels.
+        offsets: buffer [L + 1] int32, first entry of each level.
+        resolutions: buffer [L] int32, cells along an axis of each level.
+        output_size: L * F.
+    Raises:
+        ValueError: an argument out of range, by name.
+    """
+
+    def __init__(self, dimensions=3, levels=16, features=2, base_resolution=16, finest_resolution=2048, log2_table_size=19):
+        super().__init__()
+        if (dimensions, features) != (3, 2):
+            raise ValueError(f"dimensions, features: {dimensions}, {features} are not compiled; 3, 2 are")
+        if levels < 1:
+            raise ValueError(f"levels must be at least 1, not {levels}")
+        if not 3 <= log2_table_size <= 28:
+            raise ValueError(f"log2_table_size must be 3 to 28, not {log2_table_size}")
+        if not 1 <= base_resolution <= finest_resolution <= 2**20:
+            raise ValueError(
+                f"resolutions must satisfy 1 <= base <= finest <= 2^20, not base {base_resolution}, finest {finest_resolution}"
+            )
+        offsets, resolutions = level_layout(dimensions, levels, base_resolution, finest_resolution, log2_table_size)
+        self.output_size = levels * features
+        self.register_buffer("offsets", torch.tensor(offsets, dtype=torch.int32), persistent=False)
+        self.register_buffer("resolutions", torch.tensor(resolutions, dtype=torch.int32), persistent=False)
+        self.table = nn.Parameter(torch.empty(offsets[-1], features))
+        self.reset_parameters()
+
+    def reset_parameters(self, generator=None):
+        """Draws the table from U(-1e-4, 1e-4)."""
+        nn.init.uniform_(self.table, -1e-4, 1e-4, generator=generator)
+
+    def forward(self, positions):
+        """positions [M, D] float32 in [0, 1] -> [M, L * F]; float16 under float16 autocast. See `grid_encode`."""
+        return grid_encode(positions, self.table, self.offsets, self.resolutions)
+
+    def extra_repr(self):
+        resolutions = self.resolutions.tolist()
+        entries, features = self.table.shape
+        return f"{len(resolutions)} levels of {resolutions[0]} to {resolutions[-1]} cells, {entries} entries of {features} features"
