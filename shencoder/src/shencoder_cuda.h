@@ -1,0 +1,18 @@
+// Launchers of the CUDA kernels: raw device pointers, sizes and the stream to run on; each returns the error of its own launch.
+#pragma once
+
+#include <cuda_fp16.h>
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+namespace shencoder {
+
+// Value: float or __half; DEGREE 1 to 4.
+template <int DEGREE, typename Value>
+cudaError_t launch_forward(const float* directions, int64_t rows, Value* output, cudaStream_t stream);
+
+template <int DEGREE, typename Value>
+cudaError_t launch_backward(const Value* grad, const float* directions, int64_t rows, float* gradient, cudaStream_t stream);
+
+}  // namespace shencoder
