@@ -1,0 +1,57 @@
+"""Capture: what a reader of one format hands over, in the units and pixels of its files, before anything is scaled or decoded."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+HOLD_OUT_EVERY = 8
+
+
+@dataclass(frozen=True)
+class Capture:
+    """n registered views whose photos exist.
+
+    source: the file or folder that the poses are from; files, names [n]: where each photo lies, and what to call it;
+    at_full_size [n] bool: False where the photo comes from an images_N folder, already reduced;
+    full_sizes [n,2] float64: the width and height that `intrinsics` belong to;
+    poses [n,3,4] float64 camera-to-world with OpenGL camera axes, in file units;
+    intrinsics [n,4] float64, distortion [n,6] float64 and lens [n] int32 as in Cameras;
+    points [p,3] float64 sparse points or None, and seen: for each view the rows of `points` that it observes, or None;
+    splits: train, val, test index arrays (int64), or None for holding out every 8th view;
+    synthetic: the world frame is meant as it is (object at the origin, z up) and must not be turned or recentred;
+    notes: what was found and skipped.
+    """
+
+    source: Path
+    files: list
+    names: list
+    at_full_size: np.ndarray
+    full_sizes: np.ndarray
+    poses: np.ndarray
+    intrinsics: np.ndarray
+    distortion: np.ndarray
+    lens: np.ndarray
+    points: np.ndarray | None = None
+    seen: list | None = None
+    splits: tuple | None = None
+    synthetic: bool = False
+    notes: list = field(default_factory=list)
+
+
+def split_views(count, splits, train_split):
+    """Index arrays (train, val, test), int64.
+
+    Without given splits every 8th view, counted from the first, is validation and test, as published Mip-NeRF 360 protocols do.
+    train_split 'trainval' also trains on the validation views and 'all' on every view; validation stays what it was.
+    """
+    everything = np.arange(count, dtype=np.int64)
+    if splits is None:
+        val = everything[::HOLD_OUT_EVERY]
+        splits = np.setdiff1d(everything, val), val, val
+    train, val, test = splits
+    if train_split == "trainval":
+        train = np.union1d(train, val)
+    elif train_split == "all":
+        train = everything
+    return train, val, test

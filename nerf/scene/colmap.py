@@ -1,0 +1,97 @@
+"""Reader of COLMAP scenes: a sparse model beside a folder `images` (and, for `--downscale N`, `images_N`)."""
+
+import os
+
+import numpy as np
+
+from nerf.errors import UserError
+from nerf.scene.cameras import FISHEYE, OPENCV_TO_OPENGL, PERSPECTIVE
+from nerf.scene.capture import Capture
+from nerf.scene.colmap_model import model_kind, read_model
+from nerf.scene.folder import listing, reduced
+
+MODEL_FOLDERS = ("sparse/0", "colmap_sparse/0", "colmap")
+
+
+def read_colmap(root, options):
+    """Capture of the COLMAP scene in folder `root`, in file-name order.
+
+    options: downscale. Raises UserError for a missing or malformed model, and where no photo is found.
+    """
+    model = read_model(_model_folder(root))
+    registered = sorted(model.images, key=lambda image: image.name)
+    places = [reduced(root, f"images/{image.name}", options.downscale) for image in registered]
+    there = [os.path.isfile(place) for place in places]
+    images = [image for image, is_there in zip(registered, there, strict=True) if is_there]
+    files = [place for place, is_there in zip(places, there, strict=True) if is_there]
+    if not files:
+        raise UserError(_no_photo(root, model, registered, places))
+    cameras = [model.cameras[image.camera] for image in images]
+    poses = np.stack([_camera_to_world(image) for image in images])
+    intrinsics = np.array([_intrinsics(camera.parameters) for camera in cameras])
+    distortion = np.array([[camera.parameters.get(key, 0.0) for key in ("k1", "k2", "k3", "k4", "p1", "p2")] for camera in cameras])
+    return Capture(
+        source=model.folder, files=files, names=[image.name for image in images],
+        at_full_size=np.array([file == root / "images" / image.name for file, image in zip(files, images, strict=True)]),
+        full_sizes=np.array([[camera.width, camera.height] for camera in cameras], dtype=np.float64),
+        poses=poses, intrinsics=intrinsics, distortion=distortion,
+        lens=np.array([FISHEYE if "FISHEYE" in camera.model else PERSPECTIVE for camera in cameras], dtype=np.int32),
+        points=model.points if len(model.points) else None,
+        seen=[_rows_of(image.point_ids, model.point_ids) for image in images] if len(model.points) else None,
+        notes=_notes(root, model, cameras, files, registered))
+
+
+def _model_folder(root):
+    for name in MODEL_FOLDERS:
+        if (root / name).is_dir() and model_kind(root / name):
+            return root / name
+    nerf = any(root.glob("transforms*.json"))
+    remedy = "pass --data_format nerf, as there is a transforms file" if nerf else "run COLMAP on the photos first"
+    raise UserError(f"{root}: no sparse COLMAP model (looked for cameras and images, .bin or .txt, in {', '.join(MODEL_FOLDERS)}; "
+                    f"the folder holds {listing(root)}); {remedy}")
+
+
+def _no_photo(root, model, registered, places):
+    if not registered:
+        return f"{model.folder}: the model registers no image, so COLMAP found no pose; take more overlapping photos and run it again"
+    folder = root / places[0].relative_to(root).parts[0]
+    held = f"which holds {listing(folder)}" if folder.is_dir() else "which does not exist"
+    return (f"{root}: none of the {len(registered)} photos that {model.folder} registers is in {folder}, {held} "
+            f"(looked for {registered[0].name} and others); put the photos there")
+
+
+def _camera_to_world(image):
+    """[3,4] float64 with OpenGL camera axes, from COLMAP's world-to-camera quaternion and translation with OpenCV axes."""
+    w, x, y, z = image.quaternion
+    world_to_camera = np.array([
+        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)]])
+    position = -world_to_camera.T @ image.translation
+    return np.column_stack([world_to_camera.T * OPENCV_TO_OPENGL, position])
+
+
+def _intrinsics(parameters):
+    return [parameters.get("fx", parameters.get("f")), parameters.get("fy", parameters.get("f")), parameters["cx"], parameters["cy"]]
+
+
+def _rows_of(ids, sorted_ids):
+    """Rows of `sorted_ids` where `ids` are; those that are in no row are left out."""
+    rows = np.minimum(np.searchsorted(sorted_ids, ids), len(sorted_ids) - 1)
+    return np.unique(rows[sorted_ids[rows] == ids])
+
+
+def _notes(root, model, cameras, files, registered):
+    models = ", ".join(sorted({camera.model for camera in cameras}))
+    count = len({id(camera) for camera in cameras})
+    notes = [f"{len(files)} photos, {count} camera{'s' * (count > 1)} ({models}) and {len(model.points)} sparse points from {model.folder}"]
+    missing = len(registered) - len(files)
+    if missing:
+        notes.append(f"{missing} of {len(registered)} registered photos are missing in {root} and were skipped")
+    folders = {file.parent for file in files}
+    unregistered = sum(1 for folder in folders for file in folder.iterdir() if file.is_file()) - len(set(files))
+    if unregistered > 0:
+        notes.append(f"{unregistered} files beside the photos are not registered by COLMAP and were skipped")
+    if model.dropped:
+        notes.append(f"{model.dropped} sparse points with NaN or inf coordinates were dropped")
+    return notes

@@ -1,0 +1,75 @@
+"""Extent: how large the cube is that gets a field, which box in it is worth marching through, and how far each view sees."""
+
+import numpy as np
+
+BOUNDS = (2.0, 4.0, 8.0, 16.0)  # not 1: photos show more than their sparse points, which may lie on one object alone
+CONTRACTED_BOUND = 2.0
+CONTRACTED_REACH = 128.0  # how far rays go in contracted space when nobody says: there 2 - 1/128 is as good as infinity
+SHARE_INSIDE = 0.95
+OUTER = 0.001  # share of the points beyond the box at each end of each axis
+PADDING = 0.25  # of the box's sides: plain walls and ceilings have few points
+
+# Per view, the share of points dropped at the near and at the far end, and at least one: a single wrong point must not set the limit.
+DROPPED = 0.005
+FEWEST = 8
+NEAR_MARGIN, FAR_MARGIN = 0.9, 1.1
+
+
+def scene_bound(points, synthetic, options):
+    """Half the side of the scene cube, and a note that says why. points [p,3] in the world, or None.
+
+    With --contract the cube is that of contracted space, whatever --bound says: there --bound is the reach of the rays (see scene_box).
+    """
+    radii = None if points is None else np.abs(points).max(axis=1)
+    if options.contract:
+        return CONTRACTED_BOUND, f"bound {CONTRACTED_BOUND:g} (--contract folds all space within {_reach(options):g} into it)"
+    if options.bound is not None:
+        return float(options.bound), f"bound {options.bound:g} (as given{_share(radii, options.bound)})"
+    if synthetic:
+        return 1.0, "bound 1 (usual for NeRF-synthetic scenes; --bound changes it)"
+    if radii is None:
+        return 2.0, "bound 2 (there are no sparse points to tell; --bound changes it)"
+    for bound in BOUNDS:
+        if (radii <= bound).mean() >= SHARE_INSIDE:
+            return bound, f"bound {bound:g} (the smallest of 2, 4, 8, 16 that suffices{_share(radii, bound)}; --bound changes it)"
+    return BOUNDS[-1], f"bound {BOUNDS[-1]:g} (the largest there is{_share(radii, BOUNDS[-1])}; consider -O2, or --bound)"
+
+
+def _reach(options):
+    return CONTRACTED_REACH if options.bound is None else float(options.bound)
+
+
+def _share(radii, bound):
+    return "" if radii is None else f", {100 * (radii <= bound).mean():.1f} % of the sparse points are inside"
+
+
+def scene_box(points, positions, bound, options):
+    """The box [6] float32 = least x, y, z, greatest x, y, z that holds the sparse points (outliers apart) and the cameras.
+
+    It is padded a little and clipped to the cube of `bound`. The whole cube where there are no points or nothing of the box is left in the
+    cube. With --contract a cube of half side --bound (128 where not given), in the world before contraction.
+    """
+    half = _reach(options) if options.contract else bound
+    cube = np.array([-half] * 3 + [half] * 3, dtype=np.float32)
+    if points is None or options.contract:
+        return cube
+    low = np.minimum(np.quantile(points, OUTER, axis=0), positions.min(axis=0))
+    high = np.maximum(np.quantile(points, 1 - OUTER, axis=0), positions.max(axis=0))
+    padding = PADDING * (high - low)
+    low, high = np.clip([low - padding, high + padding], -bound, bound)
+    return np.concatenate([low, high]).astype(np.float32) if (high > low).all() else cube
+
+
+def view_limits(points, seen, positions):
+    """near, far [n] float32: 0.9 of the least and 1.1 of the greatest distance along the ray to the points that each view sees.
+
+    points [p,3] and positions [n,3] in the world, seen: rows of `points` for each view. 0 and inf for a view that sees none.
+    """
+    near, far = np.zeros(len(positions), dtype=np.float32), np.full(len(positions), np.inf, dtype=np.float32)
+    for i, (rows, position) in enumerate(zip(seen, positions, strict=True)):
+        if not len(rows):
+            continue
+        distances = np.sort(np.linalg.norm(points[rows] - position, axis=1))
+        drop = max(1, round(DROPPED * len(rows))) if len(rows) >= FEWEST else 0
+        near[i], far[i] = NEAR_MARGIN * distances[drop], FAR_MARGIN * distances[len(rows) - 1 - drop]
+    return near, far

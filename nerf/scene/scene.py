@@ -1,0 +1,132 @@
+"""Scene: the one object that the rest of the program gets from disk."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from nerf.errors import UserError
+from nerf.scene.cameras import Cameras, check_intrinsics, rigid_poses
+from nerf.scene.capture import split_views
+from nerf.scene.colmap import read_colmap
+from nerf.scene.extent import scene_bound, scene_box, view_limits
+from nerf.scene.folder import scene_folder
+from nerf.scene.normalise import world_transform
+from nerf.scene.photos import Photos, load_photos, read_headers, target_sizes
+from nerf.scene.transforms import read_transforms
+
+READERS = {"colmap": read_colmap, "nerf": read_transforms}
+
+# Width to height of photo and camera model may differ by this much through rounding of sizes; beyond it something was cropped or turned.
+ASPECT_TOLERANCE = 0.02
+
+
+@dataclass(frozen=True)
+class Scene:
+    """n photos with their cameras, in the world.
+
+    names [n]; points [p,3] float32 sparse points or None; train, val, test: int64 index arrays; scale: world units a file unit;
+    bound: half the side of the cube that the field and its grid fill (2 where space is contracted); aabb [6] float32 = least x, y, z,
+    greatest x, y, z: the box in the world outside which nothing is sampled; notes: what was found, skipped and scaled.
+    """
+
+    name: str
+    root: Path
+    cameras: Cameras
+    photos: Photos
+    names: list[str]
+    points: np.ndarray | None
+    train: np.ndarray
+    val: np.ndarray
+    test: np.ndarray
+    scale: float
+    bound: float
+    aabb: np.ndarray
+    notes: list[str]
+
+
+def load_scene(options):
+    """Read the scene that `options` describe, decode its photos, and place it in the world.
+
+    options: path, data_format ('colmap' or 'nerf'), downscale, scale (-1 = automatic), offset [3], bound (None = automatic),
+    enable_cam_center, enable_cam_near_far, train_split ('train', 'trainval' or 'all'), contract, vis_pose, workspace.
+    Prints the memory that the photos will take before it decodes them. Raises UserError for whatever is wrong with the input.
+    """
+    if options.downscale < 1:
+        raise UserError(f"--downscale {options.downscale}: photos can be reduced by 1 (not at all), 2, 3, ... only")
+    root = scene_folder(options.path)
+    capture = READERS[options.data_format](root, options)
+    poses, intrinsics, notes = _checked(capture)
+    train, val, test = _splits(capture, options.train_split)
+    headers = read_headers(capture.files)
+    sizes = target_sizes(capture.files, headers.sizes, capture.at_full_size, options.downscale)
+    world, placing = world_transform(capture, poses, options)
+    poses = world.poses(poses)
+    points = None if capture.points is None else world.points(capture.points)
+    bound, why = scene_bound(points, capture.synthetic, options)
+    near, far, limits = _limits(capture, points, poses[:, :, 3], options.enable_cam_near_far)
+    cameras = Cameras(
+        poses=poses.astype(np.float32),
+        intrinsics=(intrinsics * np.tile(sizes / capture.full_sizes, 2)).astype(np.float32),
+        distortion=capture.distortion.astype(np.float32), lens=capture.lens, sizes=sizes.astype(np.int32), near=near, far=far)
+    notes += [_sizes_note(sizes, capture.full_sizes), *_aspect_notes(capture.names, sizes, capture.full_sizes), *placing, why, *limits,
+              f"{len(train)} photos to train on, {len(val)} to validate, {len(test)} to test"]
+    scene = Scene(
+        name=root.name, root=root, cameras=cameras, photos=load_photos(capture.files, sizes, headers.alpha), names=capture.names,
+        points=None if points is None else points.astype(np.float32), train=train, val=val, test=test, scale=world.scale, bound=bound,
+        aabb=scene_box(points, poses[:, :, 3], bound, options), notes=[*capture.notes, *notes])
+    if options.vis_pose:
+        from nerf.scene.preview import (
+            write_preview,  # here, because its drawing libraries take a second to import
+        )
+
+        scene.notes.append(write_preview(scene, Path(options.workspace)))
+    return scene
+
+
+def _checked(capture):
+    labels = [f"{capture.source}: {name}" for name in capture.names]
+    poses, rescaled = rigid_poses(capture.poses, labels)
+    check_intrinsics(capture.intrinsics, capture.distortion, labels)
+    notes = [f"{rescaled} poses had a scale in their rotation, which was divided out"] if rescaled else []
+    return poses, capture.intrinsics, notes
+
+
+def _splits(capture, train_split):
+    train, val, test = split_views(len(capture.files), capture.splits, train_split)
+    if not len(train):
+        raise UserError(f"{capture.source}: the {len(capture.files)} usable photo(s) are all held out, which leaves none to train on; "
+                        "add photos or pass --train_split all")
+    return train, val, test
+
+
+def _limits(capture, points, positions, wanted):
+    """near, far [n] float32 and notes."""
+    if wanted and points is not None:
+        near, far = view_limits(points, capture.seen, positions)
+        blind = int(np.isinf(far).sum())
+        note = f"views are limited to distances from {near.min():.3g} to {far[np.isfinite(far)].max(initial=0):.3g} (--enable_cam_near_far)"
+        return near, far, [note + f"; {blind} see no sparse point and have no limits" * bool(blind)]
+    count = len(positions)
+    notes = ["--enable_cam_near_far has no effect, because there are no sparse points"] if wanted else []
+    return np.zeros(count, dtype=np.float32), np.full(count, np.inf, dtype=np.float32), notes
+
+
+def _sizes_note(sizes, full_sizes):
+    kinds, counts = np.unique(sizes, axis=0, return_counts=True)
+    width, height = kinds[np.argmax(counts)]
+    note = f"photos of {width}x{height} pixels" if len(kinds) == 1 else f"photos of {len(kinds)} sizes, mostly {width}x{height} pixels"
+    ratio = sizes / full_sizes
+    if np.abs(ratio - 1).max() > 1e-6:
+        note += f"; intrinsics scaled by {ratio.min():.4g}" + f" to {ratio.max():.4g}" * bool(np.ptp(ratio) > 1e-4) + " to fit"
+    return note
+
+
+def _aspect_notes(names, sizes, full_sizes):
+    odd = np.abs(np.divide(*sizes.T) / np.divide(*full_sizes.T) - 1) > ASPECT_TOLERANCE
+    if not odd.any():
+        return []
+    first = int(np.argmax(odd))
+    photo, model = ("{:g}x{:g}".format(*size[first]) for size in (sizes, full_sizes))
+    return [f"warning: {int(odd.sum())} photos have another shape than their camera ({names[first]}: {photo} against {model}); "
+            "were they cropped or turned after the poses were found?"]

@@ -1,0 +1,174 @@
+"""The transforms.json reader: its three dialects, lenses by file and by frame, and files that are not what they should be."""
+
+import copy
+import json
+import math
+import random
+
+import numpy as np
+import pytest
+from scene_files import options, ring_scene, ring_transforms, save_transforms
+
+from nerf.errors import UserError
+from nerf.scene import FISHEYE, PERSPECTIVE, load_scene
+from nerf.scene.transforms import read_transforms
+
+
+def nerf(root, **changes):
+    return options(root, data_format="nerf", **changes)
+
+
+def test_instant_ngp(tmp_path):
+    content = ring_transforms(tmp_path, count=17)
+    content |= {"k1": 0.01, "k2": 0.02, "p1": 0.03, "p2": 0.04, "aabb_scale": 4, "w": 128, "h": 96}
+    save_transforms(tmp_path, content)
+    scene = load_scene(nerf(tmp_path))
+    assert np.allclose(scene.cameras.intrinsics, [30, 30.5, 16, 12])
+    assert np.allclose(scene.cameras.distortion, [0.01, 0.02, 0, 0, 0.03, 0.04]) and (scene.cameras.lens == PERSPECTIVE).all()
+    assert scene.val.tolist() == [0, 8, 16] and len(scene.train) == 14 and scene.bound == 2
+    assert np.allclose(scene.cameras.poses[:, :, 1].mean(axis=0)[:2], 0, atol=1e-6)
+
+
+def test_nerfstudio(tmp_path):
+    """A lens a frame overrides the head of the file; masks and the applied transform are named and left alone."""
+    content = ring_transforms(tmp_path)
+    content |= {"camera_model": "OPENCV", "applied_transform": np.eye(4)[:3].tolist()}
+    content["frames"][2] |= {"camera_model": "OPENCV_FISHEYE", "fl_x": 50, "fl_y": 51, "cx": 30, "cy": 20, "k1": 0.1, "k4": 0.4}
+    content["frames"][3] |= {"mask_path": "masks/003.png", "w": 32, "h": 24}
+    save_transforms(tmp_path, content)
+    scene = load_scene(nerf(tmp_path))
+    assert scene.cameras.lens.tolist() == [0, 0, FISHEYE, 0, 0, 0, 0, 0, 0]
+    assert np.allclose(scene.cameras.intrinsics[[0, 2, 3]], [[60, 61, 32, 24], [50, 51, 30, 20], [120, 122, 64, 48]])
+    assert np.allclose(scene.cameras.distortion[2], [0.1, 0, 0, 0.4, 0, 0]) and not scene.cameras.distortion[0].any()
+    assert any("applied_transform is ignored" in note for note in scene.notes)
+    assert any("mask_path is ignored" in note for note in scene.notes)
+
+
+def test_fisheye_of_instant_ngp(tmp_path):
+    save_transforms(tmp_path, ring_transforms(tmp_path) | {"is_fisheye": True, "k1": 0.1})
+    assert (load_scene(nerf(tmp_path)).cameras.lens == FISHEYE).all()
+
+
+def test_nerf_synthetic(tmp_path):
+    """Extensions left out, one angle of view for all, the frame of the file kept, the given splits."""
+    for split, count in (("train", 5), ("val", 2), ("test", 3)):
+        content = ring_transforms(tmp_path, f"transforms_{split}.json", count, f"./{split}", {"camera_angle_x": 0.9}, radius=4, mode="RGBA")
+        for frame in content["frames"]:
+            frame["file_path"] = frame["file_path"].removesuffix(".png")
+        save_transforms(tmp_path, content, f"transforms_{split}.json")
+    scene = load_scene(nerf(tmp_path, offset=(0, 0, 1)))
+    focal = 32 / math.tan(0.45)
+    assert np.allclose(scene.cameras.intrinsics, [focal, focal, 32, 24]) and scene.photos.pixels.shape[1] == 4
+    assert [part.tolist() for part in (scene.train, scene.val, scene.test)] == [[0, 1, 2, 3, 4], [5, 6], [7, 8, 9]]
+    assert np.allclose(scene.cameras.poses[0, :, 3], np.array([1, 0, 0.3]) / np.hypot(1, 0.3) * 3.2 + (0, 0, 1), atol=1e-5)
+    assert np.allclose(scene.cameras.poses[:, :, :3], read_transforms(tmp_path, nerf(tmp_path)).poses[:, :, :3], atol=1e-6)
+    assert scene.bound == 1 and scene.scale == 0.8
+    for split, trained in (("trainval", 7), ("all", 10)):
+        assert len(load_scene(nerf(tmp_path, train_split=split)).train) == trained
+    half = load_scene(nerf(tmp_path, downscale=2))
+    assert np.allclose(half.cameras.intrinsics, [focal / 2, focal / 2, 16, 12]) and (half.cameras.sizes == (32, 24)).all()
+
+
+def test_split_files_that_are_not_all_there(tmp_path):
+    ring_transforms(tmp_path, "transforms_train.json", 9, "train")
+    scene = load_scene(nerf(tmp_path))
+    assert scene.val.tolist() == [0, 8] and len(scene.train) == 7
+    ring_transforms(tmp_path, "transforms_test.json", 2, "test")
+    scene = load_scene(nerf(tmp_path))
+    assert scene.val.tolist() == scene.test.tolist() == [9, 10] and len(scene.train) == 9
+
+
+def test_split_files_of_real_photos_are_recentred(tmp_path):
+    """Lens distortion tells colmap2nerf's split files from a renderer's."""
+    content = ring_transforms(tmp_path, "transforms_train.json") | {"k1": 0.01}
+    for frame in content["frames"]:
+        for row in frame["transform_matrix"][:3]:
+            row[3] += 10
+    save_transforms(tmp_path, content, "transforms_train.json")
+    scene = load_scene(nerf(tmp_path))
+    assert np.allclose(np.linalg.norm(scene.cameras.poses[:, :, 3], axis=1), 1, atol=1e-5)
+
+
+def test_reduced_folder(tmp_path):
+    content = ring_transforms(tmp_path)
+    ring_transforms(tmp_path / "other", folder="images")
+    (tmp_path / "other" / "images").rename(tmp_path / "images_2")
+    del content["w"], content["h"]
+    save_transforms(tmp_path, content)
+    scene = load_scene(nerf(tmp_path, downscale=2))
+    assert (scene.cameras.sizes == (64, 48)).all() and np.allclose(scene.cameras.intrinsics[0], [60, 61, 32, 24])
+
+
+def test_missing_photos(tmp_path):
+    ring_transforms(tmp_path)
+    (tmp_path / "images" / "004.png").unlink()
+    scene = load_scene(nerf(tmp_path))
+    assert len(scene.cameras) == 8 and any("1 of 9 frames have no photo" in note for note in scene.notes)
+    for photo in (tmp_path / "images").iterdir():
+        photo.unlink()
+    with pytest.raises(UserError, match="none of the 9 photos"):
+        load_scene(nerf(tmp_path))
+
+
+def test_no_file(tmp_path):
+    ring_scene(tmp_path)
+    with pytest.raises(UserError, match="--data_format colmap"):
+        load_scene(nerf(tmp_path))
+
+
+@pytest.mark.parametrize("content, message", [
+    ("", "is not JSON"), ("{", "is not JSON"), ("[" * 100_000, "nested too deeply|is not JSON"), ("[]", "no list 'frames'"),
+    ('{"frames": []}', "no list 'frames'"), ('{"frames": {}}', "no list 'frames'"), ('{"frames": [1]}', "frame 0 has no file_path"),
+    ('{"frames": [{"file_path": 3}]}', "frame 0 has no file_path"), ('{"frames": [{"file_path": "a"}]}', "transform_matrix is not"),
+])
+def test_not_a_transforms_file(tmp_path, content, message):
+    (tmp_path / "transforms.json").write_text(content)
+    with pytest.raises(UserError, match=message):
+        load_scene(nerf(tmp_path))
+
+
+def changed(content, frame=None, **changes):
+    content = copy.deepcopy(content)
+    (content if frame is None else content["frames"][frame]).update(changes)
+    return content
+
+
+def test_values_that_make_no_sense(tmp_path):
+    content = ring_transforms(tmp_path)
+    nan, mirrored, flat = (np.array(content["frames"][3]["transform_matrix"]) for _ in range(3))
+    nan[0, 3], mirrored[:, 0], flat[:, 0] = np.nan, -mirrored[:, 0], flat[:, 1]
+    for bad, message in [
+        (changed(content, fl_x="wide"), "fl_x is 'wide'"), (changed(content, fl_x=float("nan")), "fl_x is nan"),
+        (changed(content, fl_x=-5), "intrinsics"), (changed(content, 2, k1=float("inf")), "frame 2.*k1 is inf"),
+        (changed(content, cx=True), "cx is True"), (changed(content, camera_model="EQUIRECTANGULAR"), "'EQUIRECTANGULAR' is not supported"),
+        (changed(content, 3, transform_matrix=nan.tolist()), "003.png: the camera pose holds NaN"),
+        (changed(content, 3, transform_matrix=mirrored.tolist()), "003.png: the camera pose mirrors"),
+        (changed(content, 3, transform_matrix=flat.tolist()), "003.png: the camera pose is singular"),
+        (changed(content, 3, transform_matrix=[[1, 2], [3]]), "frame 3.*transform_matrix"),
+        (changed(content, 3, transform_matrix=None), "frame 3.*transform_matrix"),
+        ({key: value for key, value in content.items() if not key.startswith("fl")}, "no focal length"),
+    ]:
+        save_transforms(tmp_path, bad)
+        with pytest.raises(UserError, match=message):
+            load_scene(nerf(tmp_path))
+
+
+def test_mutated_file(scene_data, tmp_path):
+    """A real file with values replaced at random is read or refused in a sentence."""
+    source = random.Random(0)
+    content = json.loads((scene_data("fox") / "transforms.json").read_text())
+    content["frames"] = content["frames"][:6]
+    ring_transforms(tmp_path)
+    (tmp_path / "images" / "000.png").rename(tmp_path / "images" / "0001.jpg")
+    odd = [None, "", [], {}, True, -1, 0, 1e300, 10**400, float("nan"), float("inf"), "a\0b", "x" * 5000, [[1] * 4] * 4, [["1"] * 4] * 3]
+    for _ in range(300):
+        mutated = copy.deepcopy(content)
+        for _ in range(source.randrange(1, 4)):
+            place = source.choice([mutated, *mutated["frames"]]) if isinstance(mutated.get("frames"), list) else mutated
+            if isinstance(place, dict) and place:
+                place[source.choice([*place, "camera_model", "w", "k1"])] = copy.deepcopy(source.choice(odd))
+        save_transforms(tmp_path, mutated)
+        try:
+            read_transforms(tmp_path, nerf(tmp_path))
+        except UserError as error:
+            assert "transforms.json" in str(error) and len(str(error)) < 8000
