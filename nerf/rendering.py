@@ -1,0 +1,61 @@
+"""Whole pictures: march all rays together, a few samples at a time, and drop the rays that are done."""
+
+import torch
+
+import raymarching
+from nerf import volume
+from nerf.evaluation import Rendered
+from nerf.rays import Views
+from nerf.samples import Samples
+
+RAYS_AT_ONCE = {"cuda": 2**16, "cpu": 2**13}
+SAMPLES_AT_ONCE = {"cuda": 2**19, "cpu": 2**16}
+MOST_SAMPLES_A_ROUND = 64
+FAINT = 1e-3  # an opacity below which a pixel has no depth to speak of
+
+
+class OccupancyRenderer:
+    """Renders pictures of a field through its occupancy grid, over a white background.
+
+    Args:
+        field: nerf.fields module; sampler: OccupancySampler; aabb [6] numpy; options: nerf.options.Options.
+    """
+
+    def __init__(self, field, sampler, aabb, options):
+        self.field, self.sampler, self.aabb, self.options = field, sampler, aabb, options
+        self.device = sampler.grid.bits.device
+
+    @torch.no_grad()
+    def __call__(self, cameras, index):
+        """View `index` of nerf.scene.Cameras -> Rendered (numpy)."""
+        views = Views(cameras.select([index]), self.aabb, self.options.min_near, self.device)
+        rays = views.image_rays(0)
+        width, height = (int(side) for side in cameras.sizes[index])
+        features, opacity, depth = self.composite(rays)
+        rgb = features + (1 - opacity)[:, None]
+        depth = depth / opacity.clamp(min=FAINT)
+        return Rendered(*(x.reshape(height, width, *x.shape[1:]).cpu().numpy() for x in (rgb, depth, opacity)))
+
+    def composite(self, rays):
+        """Rays -> (features [N, K], opacity [N], depth [N]), without a background."""
+        total = len(rays.near)
+        features = torch.zeros((total, self.field.channels - 1), device=self.device)
+        opacity, depth = torch.zeros(total, device=self.device), torch.zeros(total, device=self.device)
+        t = rays.near.clone()
+        for chunk in torch.arange(total, dtype=torch.int32, device=self.device).split(RAYS_AT_ONCE[self.device.type]):
+            alive = chunk.clone()
+            while len(alive):
+                self._round(rays, alive, t, features, opacity, depth)
+                alive = alive[alive >= 0]
+        return features, opacity, depth
+
+    def _round(self, rays, alive, t, features, opacity, depth):
+        """Advances the rays `alive` by a few samples each; finished ones become -1 in place."""
+        steps = max(1, min(MOST_SAMPLES_A_ROUND, SAMPLES_AT_ONCE[self.device.type] // len(alive)))
+        grid = self.sampler.grid
+        positions, directions, middle, dt, following = raymarching.march_rays(
+            alive, t, rays.origins, rays.directions, rays.far, grid.bits, steps=steps, **self.sampler.march
+        )
+        raw = self.field(Samples(positions, directions, middle, dt, alive.repeat_interleave(steps)))
+        density, colour = volume.activate(raw)
+        raymarching.composite_rays(alive, t, following, density, colour, middle, dt, features, opacity, depth, self.options.T_thresh)

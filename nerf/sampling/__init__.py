@@ -1,0 +1,5 @@
+"""Where along a ray to look. A sampler gets the field's density as a function, never the field as a parent."""
+
+from nerf.sampling.occupancy import OccupancyGrid, OccupancySampler
+
+__all__ = ["OccupancyGrid", "OccupancySampler"]

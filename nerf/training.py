@@ -1,0 +1,320 @@
+"""The training loop: when to step, look at the grid, validate, save, and stop. What a step does is nerf/step.py."""
+
+import json
+import math
+import signal
+import time
+
+import torch
+
+from nerf import checkpoint
+from nerf.clock import TrainingClock
+from nerf.console import Progress, Scalars
+from nerf.ema import ExponentialMovingAverage
+from nerf.errors import UserError
+from nerf.evaluation import evaluate
+from nerf.model import build_model
+from nerf.rays import SAMPLES_PER_RAY, RaySource, Views
+from nerf.readout import Readout
+from nerf.step import StepNumbers, TrainingStep
+from nerf.volume import density
+
+READ_INTERVAL = 16  # steps between readings of what the device has to tell
+EMA_INTERVAL = 16  # steps between updates of the mean weights
+LOG_INTERVAL = 128  # steps between entries in the scalar log
+SNAPSHOT_INTERVAL = 1024  # steps between copies of the state that a non-finite loss falls back to
+MOST_RESTORES = 3
+
+
+class Trainer:
+    """Trains a model of a scene.
+
+    Args:
+        scene: nerf.scene.Scene; options: nerf.options.Options, resolved; device: torch.device.
+        folder: the workspace, a Path.
+    """
+
+    def __init__(self, scene, options, device, folder):
+        self.scene, self.options, self.device, self.folder = scene, options, device, folder
+        torch.manual_seed(options.seed)
+        self.model = build_model(options, scene, device)
+        views = Views(scene.cameras, scene.aabb, options.min_near, device)
+        if options.mark_untrained:
+            self.model.grid.mark_untrained(Views(scene.cameras.select(scene.train), scene.aabb, options.min_near, device))
+        capacity = max(options.num_rays, options.num_points // SAMPLES_PER_RAY)
+        source = RaySource(scene, scene.train, views, capacity, options.preload, options.random_image_batch, options.seed + 1)
+        self.step = TrainingStep(self.model.field, self.model.sampler, source, options, device)
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.step.optimizer, self._rate)
+        self.ema = ExponentialMovingAverage(self.model.field.parameters(), options.ema_decay)
+        self.clock = TrainingClock(device)
+        self.readout = Readout()
+        self.best_psnr, self.restores, self.snapshot = -math.inf, 0, None
+        self.validations, self.saves = 0, 0
+        self._last_read = (0, 0.0)
+        self.viewer = None  # nerf.viewer.Viewer, where --gui asks for one
+
+    # ---- when
+
+    def progress(self):
+        """How much of the run is done, 0 to 1: by steps or by time, whichever is further."""
+        seconds = self.options.max_training_time * 60
+        return min(1.0, max(self.step.steps / self.options.iters, self.clock.seconds / seconds))
+
+    def _rate(self, _):
+        return 0.1 ** self.progress() if self.options.lr_schedule == "exponential" else 1.0
+
+    def _validation_due(self):
+        if self.options.eval_cnt:
+            return self.progress() * self.options.eval_cnt >= self.validations + 1
+        return self.clock.seconds >= (self.validations + 1) * self.options.val_checkpoint
+
+    def _save_due(self):
+        return self.progress() * self.options.save_cnt >= self.saves + 1
+
+    # ---- the loop
+
+    def train(self):
+        """Trains until the steps or the time are used up, or a signal asks to stop; validates and saves at the end.
+
+        Returns:
+            The number of the signal that ended the run early, else None.
+        Raises:
+            UserError: the loss stays non-finite although the last good state was restored.
+        """
+        display = Progress(self.options.iters if "iters" in self.options.given else None)
+        scalars = Scalars(self.folder)
+        self._align_schedules()
+        self._take_snapshot()
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        try:
+            with _StopSignals() as stop, self.clock.running():
+                while self.progress() < 1 and stop.signal is None:
+                    self.advance()
+                    self._after_step(display, scalars)
+                    if self.viewer and self.step.steps % READ_INTERVAL == 0:
+                        self.viewer.refresh(lambda: stop.signal is not None)
+                with self.clock.paused():
+                    if stop.signal is None:
+                        self._validate(display, scalars)
+                    self.save()
+            return stop.signal
+        finally:
+            display.close()
+            scalars.close()
+
+    def advance(self):
+        """One step, with what belongs to it every few steps; nothing here waits for the device."""
+        if self.step.steps % self.options.update_extra_interval == 0:
+            self.model.grid.update(self._density, self.step.generator)
+        self.step()
+        self.scheduler.step()
+        if self.step.steps % EMA_INTERVAL == 0:
+            self.ema.update()
+
+    def follow(self):
+        """Sends the step's numbers on their way to the host, and fits the room for hard samples to the newest that have arrived.
+
+        Returns:
+            (step, StepNumbers) of the newest, or None before the first.
+        """
+        self.readout.push(self.step.steps, self.step.numbers)
+        read = self.readout.latest()
+        if read is None:
+            return None
+        numbers = StepNumbers(*read[1])
+        if self.step.miner:
+            self.step.miner.fit_room(int(numbers.hard))
+        return read[0], numbers
+
+    def _after_step(self, display, scalars):
+        """What falls due after a step: reading, snapshot, validation, checkpoint."""
+        steps = self.step.steps
+        if steps % READ_INTERVAL == 0:
+            read = self.follow()
+            if read and not self._restore_if_bad(display):
+                self._show(*read, display, scalars)
+        if steps % SNAPSHOT_INTERVAL == 0 or self._save_due() or self._validation_due():
+            with self.clock.paused():
+                self._keep(display, scalars)
+
+    def _show(self, steps, numbers, display, scalars):
+        shown = self._shown(numbers)
+        display.update(steps, shown)
+        if self.viewer:
+            self.viewer.update(steps, shown)
+        if self.step.steps % LOG_INTERVAL == 0:
+            rate = self.scheduler.get_last_lr()[0]
+            scalars.add(steps, {f"train/{name}": value for name, value in {**numbers._asdict(), "lr": rate}.items()})
+
+    def _density(self, positions):
+        return density(self.model.field.density(positions))
+
+    def _keep(self, display, scalars):
+        """With the clock stopped: checks that all is finite, then snapshot, validation and checkpoint as they are due."""
+        self.readout.push(self.step.steps, self.step.numbers)
+        self.readout.wait()
+        if self._restore_if_bad(display):
+            return
+        self._take_snapshot()
+        if self.progress() < 1 and self._validation_due():
+            self._validate(display, scalars)
+        if self.progress() < 1 and self._save_due():
+            self.save()
+
+    def _shown(self, numbers):
+        """What the progress line tells: name -> short text."""
+        left = min(self.options.max_training_time * 60 - self.clock.seconds, (self.options.iters - self.step.steps) * self.seconds_per_step())
+        return {
+            "loss": f"{numbers.loss:.5f}",
+            "PSNR": f"{-10 * math.log10(max(numbers.squared_error, 1e-10)):.2f}",
+            "rays": f"{numbers.rays:.0f}",
+            "samples": f"{numbers.samples:.0f}",
+            "b/B": f"{numbers.hard / max(numbers.samples, 1):.2f}",
+            "ms/step": f"{1000 * self.seconds_per_step():.2f}",
+            "memory": f"{self.peak_memory():.0f} MiB",
+            "left": time.strftime("%H:%M:%S", time.gmtime(max(left, 0))),
+        }
+
+    def seconds_per_step(self):
+        """Mean seconds of a step since the last validation."""
+        steps, seconds = self._last_read
+        return (self.clock.seconds - seconds) / max(self.step.steps - steps, 1)
+
+    def peak_memory(self):
+        """MiB: the most that training allocated on the device since the last validation; of the process on a CPU."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) / 2**20
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+    # ---- validation
+
+    def _validate(self, display, scalars):
+        """Measures the mean weights on the held-out photos and adds a line to the history."""
+        _, numbers = self.readout.latest()
+        numbers = StepNumbers(*numbers)
+        line = {
+            "step": self.step.steps, "training_time": round(self.clock.seconds, 3), "ms_per_step": round(1000 * self.seconds_per_step(), 4),
+            "peak_memory_mib": round(self.peak_memory(), 1), "samples_per_step": numbers.samples,
+            "hard_fraction": numbers.hard / max(numbers.samples, 1),
+        }  # fmt: skip
+        result = self.evaluate(self.folder / "validation" / f"step_{self.step.steps:08d}", pictures=1)
+        line |= {"psnr": result["psnr"], "ssim": result["ssim"]}
+        with open(self.folder / "history.jsonl", "a") as file:
+            file.write(json.dumps(line) + "\n")
+        scalars.add(self.step.steps, {"validation/psnr": line["psnr"], "validation/ssim": line["ssim"]})
+        display.print(f"step {self.step.steps}, {self.clock.seconds:.1f} s: held-out PSNR {_number(line['psnr'], 2)}, SSIM {_number(line['ssim'], 4)}")
+        self.validations += 1
+        if line["psnr"] is not None and result["non_finite"] == 0 and line["psnr"] > self.best_psnr:
+            self.best_psnr = line["psnr"]
+            checkpoint.save_checkpoint(self.folder / "checkpoints", "best.pth", self.state_dict())
+        self._last_read = (self.step.steps, self.clock.seconds)
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+
+    def evaluate(self, folder, indices=None, **options):
+        """Metrics and pictures of the mean weights on held-out photos; options as of nerf.evaluation.evaluate."""
+        with self.ema.swapped():
+            return evaluate(self.model.render, self.scene, self.scene.val if indices is None else indices, folder, **options)
+
+    # ---- state
+
+    def state_dict(self):
+        """Everything that a resumed run needs: tensors and plain types only."""
+        return {
+            "signature": self.model.signature(), "step": self.step.steps, "training_time": self.clock.seconds, "best_psnr": self.best_psnr,
+            "field": self.model.field.state_dict(), "ema": self.ema.state_dict(), "training": self.step.state_dict(),
+            "grid": self.model.grid.state_dict(), "grid_updates": self.model.grid.updates, "scheduler": self.scheduler.state_dict(),
+        }  # fmt: skip
+
+    def load_state_dict(self, state):
+        """Continues from a state; a device different from the one that made it will do."""
+        self.model.field.load_state_dict(state["field"])
+        self.model.grid.load_state_dict(state["grid"])
+        self.model.grid.updates = state["grid_updates"]
+        self.ema.load_state_dict(state["ema"])
+        self.step.load_state_dict(state["training"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.best_psnr = state["best_psnr"]
+
+    def resume(self, path):
+        """Takes the state of a checkpoint.
+
+        Raises:
+            UserError: the file cannot be read, or is of another network.
+        """
+        state = checkpoint.load_checkpoint(path, self.device)
+        checkpoint.check_signature(state["signature"], self.model.signature(), path)
+        self.load_state_dict(state)
+        self.clock = TrainingClock(self.device, state["training_time"])
+        self._last_read = (self.step.steps, self.clock.seconds)
+
+    def save(self):
+        """Writes a checkpoint of this step and removes old ones."""
+        checkpoint.save_checkpoint(self.folder / "checkpoints", checkpoint.step_name(self.step.steps), self.state_dict())
+        checkpoint.prune(self.folder / "checkpoints")
+        self.saves += 1
+
+    def _align_schedules(self):
+        """Counts validations and saves that a resumed run has behind it."""
+        self.saves = int(self.progress() * self.options.save_cnt)
+        done = self.progress() * self.options.eval_cnt if self.options.eval_cnt else self.clock.seconds / self.options.val_checkpoint
+        self.validations = int(done)
+
+    def _take_snapshot(self):
+        self.snapshot = _on_host(self.state_dict())
+
+    def _restore_if_bad(self, display):
+        """Goes back to the last good state where a loss was not finite; True where that happened."""
+        _, numbers = self.readout.latest()
+        bad_step = int(StepNumbers(*numbers).bad_step)
+        if bad_step < 0:
+            return False
+        self.restores += 1
+        good = self.snapshot["step"]
+        if self.restores > MOST_RESTORES:
+            checkpoint.save_checkpoint(self.folder / "checkpoints", checkpoint.step_name(good), self.snapshot)
+            raise UserError(f"The loss is not finite at step {bad_step}, for the {self.restores}th time; the last good state (step {good}) is saved: lower --lr, or use --no-fp16.")  # fmt: skip
+        display.print(f"The loss is not finite at step {bad_step}: back to the state of step {good}.")
+        seed = self.options.seed + 1000 * self.restores  # other draws than those that led here
+        self.load_state_dict(self.snapshot)
+        self.step.generator.manual_seed(seed)
+        self.step.source.generator.manual_seed(seed + 1)
+        self.readout = Readout()
+        self.readout.push(self.step.steps, self.step.numbers)
+        self.readout.wait()
+        return True
+
+
+def _number(value, digits):
+    return "not finite" if value is None else f"{value:.{digits}f}"
+
+
+def _on_host(state):
+    """A copy of a state with its tensors in host memory."""
+    if isinstance(state, torch.Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, dict):
+        return {key: _on_host(value) for key, value in state.items()}
+    if isinstance(state, (list, tuple)):
+        return type(state)(_on_host(value) for value in state)
+    return state
+
+
+class _StopSignals:
+    """While this holds, SIGINT and SIGTERM are noted in `signal` instead of ending the process; a second one ends it."""
+
+    def __enter__(self):
+        self.signal = None
+        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _note(self, number, _):
+        self.signal = number
+        signal.signal(number, self._before[number])
+
+    def __exit__(self, *_):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,41 @@
+"""The folder of a run: what a new run does with what an earlier one left there."""
+
+import json
+
+from nerf.checkpoint import later_checkpoints
+from nerf.files import atomic_file
+
+OF_A_RUN = ("checkpoints", "validation", "results", "run", "history.jsonl", "scalars.jsonl", "options.json")
+
+
+def set_aside(folder):
+    """Moves what an earlier run left in the workspace into WORKSPACE/previous_K, so that nothing of it is lost or mixed with the new run.
+
+    Returns:
+        The new folder, or None where there was nothing.
+    """
+    return _move(folder, [folder / name for name in OF_A_RUN if (folder / name).exists()])
+
+
+def go_on_from(folder, step):
+    """Prepares a workspace for a run that goes on from a step: later checkpoints are moved into WORKSPACE/previous_K, and the history ends at the step."""
+    _move(folder, later_checkpoints(folder / "checkpoints", step))
+    path = folder / "history.jsonl"
+    if path.exists():
+        lines = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
+        with atomic_file(path) as file:
+            file.write("".join(line + "\n" for line in lines).encode())
+
+
+def _move(folder, paths):
+    """Moves paths into a new folder WORKSPACE/previous_K and returns it; None where there is nothing to move."""
+    if not paths:
+        return None
+    k = 1
+    while (folder / f"previous_{k}").exists():
+        k += 1
+    for path in paths:
+        target = folder / f"previous_{k}" / path.relative_to(folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(target)
+    return folder / f"previous_{k}"
