@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nerf.images import depth_picture, error_picture, write_file, write_png
+from nerf.files import write_file
+from nerf.images import depth_picture, error_picture, write_png
 from nerf.metrics import SSIM_WINDOW, psnr, quantise, ssim
 
 LONGEST_NAME = 50  # characters; with an ending and up to four bytes a character this stays below the 255 bytes of a file name

@@ -1,41 +1,12 @@
 """Pictures for a person: PNG files, coloured depth and coloured error. Pictures are [H, W, 3] RGB, uint8 or floats in [0, 1]."""
 
-import contextlib
-import os
-from pathlib import Path
-
 import cv2
 import numpy as np
 
-from nerf.errors import UserError
+from nerf.files import write_file
 
 FULL_ERROR = 0.25  # the absolute error that gets the brightest colour; the same in every picture, so that pictures compare
 VISIBLE = 0.5  # opacity from which a pixel's depth means a surface
-
-
-@contextlib.contextmanager
-def replacing(path):
-    """Yield a temporary path beside `path` (same suffix); what was written there takes the place of `path` if the block succeeds.
-
-    The temporary name is fixed, so that what a killed run left behind is overwritten by the next one. Makes the folder where it is missing.
-    Raises UserError where the folder or the file cannot be made.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.stem}.part{path.suffix}")
-    with _writable(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        yield temporary
-        with _writable(path):
-            os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_file(path, content):
-    """Write the bytes `content` to `path`: a reader sees the old file or the new one, never a half. Raises UserError where it cannot."""
-    with replacing(path) as temporary, _writable(path):
-        temporary.write_bytes(content)
 
 
 def write_png(path, image):
@@ -96,11 +67,3 @@ def error_picture(prediction, target):
 def _coloured(values, colour_map):
     """[H, W] floats, clipped to [0, 1], to [H, W, 3] RGB floats in [0, 1]."""
     return cv2.cvtColor(cv2.applyColorMap(to_uint8(values), colour_map), cv2.COLOR_BGR2RGB) / np.float32(255.0)
-
-
-@contextlib.contextmanager
-def _writable(path):
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"Cannot write {path} ({error.strerror or error}): free some space there or choose another folder.") from error

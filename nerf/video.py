@@ -9,7 +9,8 @@ import numpy as np
 
 from nerf.errors import UserError
 from nerf.evaluation import Progress
-from nerf.images import depth_limits, depth_picture, replacing, to_uint8
+from nerf.files import replacing, writable
+from nerf.images import depth_limits, depth_picture, to_uint8
 
 PROBES = 4  # frames, spread over the path, from which the range of the depth colours is taken
 CONSTANT_QUALITY = "18"  # x264's scale, 0 to 51: 18 looks like the original
@@ -91,7 +92,7 @@ class _Encoder:
 
 @contextlib.contextmanager
 def _encoding(ffmpeg, path, size, fps):
-    with replacing(path) as temporary, tempfile.TemporaryFile() as log:
+    with writable(path), replacing(path) as temporary, tempfile.TemporaryFile() as log:
         try:
             encoder = _Encoder(ffmpeg, temporary, size, fps, log)
         except OSError as error:

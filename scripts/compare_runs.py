@@ -20,7 +20,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from nerf.errors import UserError
-from nerf.images import write_file
+from nerf.files import write_file
 
 SAME = ("path", "data_format", "downscale", "train_split")  # options that must agree for two PSNRs to mean the same
 PANEL = 480  # pixels, the greatest width of one picture in the comparison

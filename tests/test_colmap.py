@@ -131,8 +131,8 @@ def test_no_image_registered(tmp_path):
 
 
 @pytest.mark.parametrize("pose, message", [
-    (dict(quaternion=[np.nan, 0, 0, 0]), "003.png holds NaN"), (dict(quaternion=[0, 0, 0, 0]), "003.png holds .*zero quaternion"),
-    (dict(translation=[0, np.inf, 0]), "003.png holds NaN, inf"), (dict(translation=[0, 1e200, 0]), "003.png: the camera pose holds"),
+    ({"quaternion": [np.nan, 0, 0, 0]}, "003.png holds NaN"), ({"quaternion": [0, 0, 0, 0]}, "003.png holds .*zero quaternion"),
+    ({"translation": [0, np.inf, 0]}, "003.png holds NaN, inf"), ({"translation": [0, 1e200, 0]}, "003.png: the camera pose holds"),
 ])
 @pytest.mark.parametrize("kind", [".bin", ".txt"])
 def test_poses_that_are_none(tmp_path, kind, pose, message):

@@ -128,5 +128,5 @@ def _aspect_notes(names, sizes, full_sizes):
         return []
     first = int(np.argmax(odd))
     photo, model = ("{:g}x{:g}".format(*size[first]) for size in (sizes, full_sizes))
-    return [f"warning: {int(odd.sum())} photos have another shape than their camera ({names[first]}: {photo} against {model}); "
-            "were they cropped or turned after the poses were found?"]
+    return [(f"warning: {int(odd.sum())} photos have another shape than their camera ({names[first]}: {photo} against {model}); "
+            "were they cropped or turned after the poses were found?")]
