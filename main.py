@@ -25,6 +25,9 @@ def main():
     except UserError as error:
         print(f"main.py: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("main.py: interrupted; the last checkpoint stays as it is.", file=sys.stderr)
+        return 130
 
 
 def run(options):

@@ -6,7 +6,10 @@ import torch
 
 
 class ExponentialMovingAverage:
-    """Follows parameters with `mean <- d mean + (1 - d) parameter`; d grows to `decay` as (1 + n) / (10 + n) so that the start is forgotten."""
+    """Follows parameters with `mean <- d mean + (1 - d) parameter`; d grows to `decay` as (1 + n) / (20 + n).
+
+    So the mean spans about the last twentieth of a short run: longer, it would lag behind what is still being learned.
+    """
 
     def __init__(self, parameters, decay):
         self.parameters, self.decay, self.updates = list(parameters), decay, 0
@@ -16,7 +19,7 @@ class ExponentialMovingAverage:
     def update(self):
         """Takes the parameters in; runs on the device without waiting."""
         self.updates += 1
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        decay = min(self.decay, (1 + self.updates) / (20 + self.updates))
         torch._foreach_lerp_(self.mean, [p.detach() for p in self.parameters], 1 - decay)
 
     @contextlib.contextmanager

@@ -75,12 +75,12 @@ class Options:
     enable_cam_near_far: bool = _scene(False, "take each photo's near and far from the sparse points it sees")
     enable_cam_center: bool = _scene(False, "centre the scene on the mean camera rather than the mean sparse point")
     camera_traj: str = _scene("interp", "path of the video's camera", choices=("interp", "circle"))
-    vis_pose: bool = _scene(False, "show the cameras and sparse points before training")
+    vis_pose: bool = _scene(False, "write a 3-D file and a picture of the cameras and sparse points")
 
     cuda_ray: bool = _sampling(False, "march through an occupancy grid, rather than sample by proposal networks")
     min_near: float = _sampling(0.05, "no sample is nearer to the camera than this", above=0)
     T_thresh: float = _sampling(1e-4, "stop along a ray when less than this much light passes", low=0, below=1)
-    max_steps: int = _sampling(1024, "most samples a ray; also sets the smallest step", low=1, high=65_536)
+    max_steps: int | None = _sampling(None, "most samples a ray; also sets the smallest step", low=1, high=65_536, sizes=(1024, 256))
     grid_size: int | None = _sampling(None, "cells a side of the occupancy grid, a power of two", low=8, high=512, sizes=(128, 64))
     update_extra_interval: int = _sampling(16, "steps between updates of the occupancy grid", low=1)
     mark_untrained: bool = _sampling(False, "close the cells that no camera sees")
@@ -103,7 +103,7 @@ class Options:
     lambda_entropy: float = _training(0.0, "weight of the entropy of a ray's opacity", low=0)
     lambda_tv: float = _training(0.0, "weight of the hash grid's total variation", low=0)
     lambda_wd: float = _training(0.0, "weight decay of the hash grid", low=0)
-    ema_decay: float = _training(0.95, "decay of the averaged weights that are evaluated", low=0, below=1)
+    ema_decay: float = _training(0.98, "decay of the averaged weights that are evaluated", low=0, below=1)
 
     log2_table_size: int | None = _network(None, "log2 of the entries of a hash table", low=4, high=24, sizes=(19, 15))
 

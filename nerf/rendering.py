@@ -8,8 +8,8 @@ from nerf.evaluation import Rendered
 from nerf.rays import Views
 from nerf.samples import Samples
 
-RAYS_AT_ONCE = {"cuda": 2**16, "cpu": 2**13}
-SAMPLES_AT_ONCE = {"cuda": 2**19, "cpu": 2**16}
+RAYS_AT_ONCE = {"cuda": 2**17, "cpu": 2**13}
+SAMPLES_AT_ONCE = {"cuda": 2**20, "cpu": 2**16}
 MOST_SAMPLES_A_ROUND = 64
 FAINT = 1e-3  # an opacity below which a pixel has no depth to speak of
 

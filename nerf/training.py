@@ -3,6 +3,7 @@
 import json
 import math
 import signal
+import sys
 import time
 
 import torch
@@ -95,9 +96,9 @@ class Trainer:
                     if self.viewer and self.step.steps % READ_INTERVAL == 0:
                         self.viewer.refresh(lambda: stop.signal is not None)
                 with self.clock.paused():
+                    self.save()
                     if stop.signal is None:
                         self._validate(display, scalars)
-                    self.save()
             return stop.signal
         finally:
             display.close()
@@ -157,10 +158,10 @@ class Trainer:
         if self._restore_if_bad(display):
             return
         self._take_snapshot()
-        if self.progress() < 1 and self._validation_due():
-            self._validate(display, scalars)
         if self.progress() < 1 and self._save_due():
             self.save()
+        if self.progress() < 1 and self._validation_due():
+            self._validate(display, scalars)
 
     def _shown(self, numbers):
         """What the progress line tells: name -> short text."""
@@ -314,6 +315,7 @@ class _StopSignals:
     def _note(self, number, _):
         self.signal = number
         signal.signal(number, self._before[number])
+        print("\nStopping after what is being done now; the state will be saved. A second signal stops at once.", file=sys.stderr)
 
     def __exit__(self, *_):
         for number, handler in self._before.items():

@@ -215,8 +215,8 @@ def test_help_says_what_the_presets_imply(capsys):
 def test_resolve_settles_sizes_for_the_device_and_leaves_what_was_given():
     options = parse("scene -O")
     on_gpu, on_cpu = resolve(options, "cuda:0"), resolve(options, "cpu")
-    assert (on_gpu.grid_size, on_gpu.num_points, on_gpu.log2_table_size) == (128, 2**18, 19)
-    assert (on_cpu.grid_size, on_cpu.num_points, on_cpu.log2_table_size) == (64, 2**14, 15)
+    assert (on_gpu.grid_size, on_gpu.num_points, on_gpu.max_steps, on_gpu.log2_table_size) == (128, 2**18, 1024, 19)
+    assert (on_cpu.grid_size, on_cpu.num_points, on_cpu.max_steps, on_cpu.log2_table_size) == (64, 2**14, 256, 15)
     assert on_cpu.bound is None and on_cpu.implied == options.implied
     assert resolve(parse("scene --grid_size 32"), "cpu").grid_size == 32
 

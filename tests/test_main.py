@@ -1,0 +1,182 @@
+"""The command line: bad input is one sentence and a non-zero exit; a killed or stopped run goes on from its last checkpoint."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+
+import main
+from nerf import checkpoint
+
+SMALL = ["-O", "--device", "cpu", "--num_points", "1024", "--grid_size", "16", "--log2_table_size", "11", "--max_steps", "64", "--bound", "2"]
+
+
+def run(monkeypatch, capsys, *argv):
+    """Runs main.py in this process: (exit code, standard output, standard error)."""
+    monkeypatch.setattr(sys, "argv", ["main.py", *map(str, argv)])
+    code = main.main()
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+@pytest.fixture
+def fails(monkeypatch, capsys):
+    """A function: argv -> the one sentence on standard error, after checking that the exit code is 1."""
+
+    def check(*argv):
+        code, _, error = run(monkeypatch, capsys, *argv)
+        assert code == 1 and error.startswith("main.py: ") and error.count("\n") == 1 and "Traceback" not in error
+        return error
+
+    return check
+
+
+@pytest.fixture
+def broken(demo_scene, tmp_path):
+    """A copy of the demo scene to break."""
+    return shutil.copytree(demo_scene, tmp_path / "broken")
+
+
+def test_scene_folder(fails, tmp_path, broken):
+    assert "nowhere" in fails(tmp_path / "nowhere", *SMALL)
+    shutil.rmtree(broken / "sparse")
+    assert "sparse/0" in fails(broken, *SMALL)
+
+
+@pytest.mark.parametrize("name", ["cameras.bin", "images.bin", "points3D.bin"])
+def test_truncated_and_garbage_model(fails, broken, name):
+    file = broken / "sparse" / "0" / name
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    assert name in fails(broken, *SMALL)
+    file.write_bytes(np.random.default_rng(0).bytes(len(whole)))
+    assert name in fails(broken, *SMALL)
+
+
+def test_camera_model_that_is_not_supported(fails, broken):
+    file = broken / "sparse" / "0" / "cameras.bin"
+    content = bytearray(file.read_bytes())
+    content[12:16] = (10).to_bytes(4, "little")  # THIN_PRISM_FISHEYE
+    file.write_bytes(content)
+    error = fails(broken, *SMALL)
+    assert "THIN_PRISM_FISHEYE" in error and "OPENCV" in error
+
+
+def test_photos(fails, broken):
+    photo = sorted((broken / "images").iterdir())[3]
+    photo.write_bytes(photo.read_bytes()[:200])
+    assert photo.name in fails(broken, *SMALL)
+    shutil.rmtree(broken / "images")
+    assert "images" in fails(broken, *SMALL)
+
+
+def test_poses_that_are_not_numbers(fails, broken):
+    file = broken / "sparse" / "0" / "images.bin"
+    content = bytearray(file.read_bytes())
+    content[12:20] = np.float64(np.nan).tobytes()
+    file.write_bytes(content)
+    assert "NaN" in fails(broken, *SMALL)
+
+
+def test_workspace_that_cannot_be_written(fails, demo_scene, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    assert str(tmp_path / "file") in fails(demo_scene, *SMALL, "--workspace", tmp_path / "file" / "run")
+
+
+def test_flags_that_contradict_each_other(fails, demo_scene):
+    assert "-O2" in fails(demo_scene, "-O", "-O2")
+    assert "--hsm_floor" in fails(demo_scene, *SMALL, "--hsm", "--hsm_floor", "0.6", "--hsm_cap", "0.5")
+    assert "--hsm" in fails(demo_scene, *SMALL, "--hsm_alpha", "1")
+    assert "scratch" in fails(demo_scene, *SMALL, "--test", "--ckpt", "scratch")
+
+
+def test_proposal_sampling_says_that_it_is_not_there(fails, demo_scene, tmp_path):
+    assert "-O2" in fails(demo_scene, "-O2", "--workspace", tmp_path / "run")
+
+
+def test_checkpoints_that_do_not_fit(fails, monkeypatch, capsys, demo_scene, tmp_path):
+    argv = [demo_scene, *SMALL, "--workspace", tmp_path / "run"]
+    assert "no checkpoint" in fails(*argv, "--test")
+    assert run(monkeypatch, capsys, *argv, "--iters", "8")[0] == 0
+    before = sorted(path.name for path in (tmp_path / "run").rglob("*"))
+    error = fails(*argv, "--log2_table_size", "12", "--iters", "16")
+    assert "another network" in error and "--log2_table_size 11" in error
+    assert sorted(path.name for path in (tmp_path / "run").rglob("*")) == before
+    (tmp_path / "not.pth").write_bytes(b"no checkpoint")
+    assert "not.pth" in fails(*argv, "--ckpt", tmp_path / "not.pth")
+
+
+def test_train_resume_test_and_start_again(monkeypatch, capsys, demo_scene, tmp_path):
+    folder = tmp_path / "run"
+    argv = [demo_scene, *SMALL, "--hsm", "--workspace", folder]
+    code, said, _ = run(monkeypatch, capsys, *argv, "--iters", "16")
+    assert code == 0 and "starting from scratch" in said
+    options = json.loads((folder / "options.json").read_text())
+    assert options["hsm"] is True and options["num_points"] == 1024
+    code, said, _ = run(monkeypatch, capsys, *argv, "--iters", "32")
+    assert code == 0 and "Resuming from" in said and "step 16" in said
+    assert [json.loads(line)["step"] for line in (folder / "history.jsonl").read_text().splitlines()] == [16, 32]
+    trained = json.loads((folder / "results" / "metrics.json").read_text())
+    code, said, _ = run(monkeypatch, capsys, *argv, "--test", "--video_frames", "3")
+    tested = json.loads((folder / "results" / "metrics.json").read_text())
+    assert code == 0 and tested["psnr"] == trained["psnr"]
+    assert {path.name for path in (folder / "results").glob("*.mp4")} == {"rgb.mp4", "depth.mp4"}
+    assert len(list((folder / "results").glob("*_rgb.png"))) == tested["count"] == 3
+    code, said, _ = run(monkeypatch, capsys, *argv, "--iters", "8", "--ckpt", "scratch")
+    assert code == 0 and "previous_1" in said
+    assert (folder / "previous_1" / "checkpoints" / "step_00000032.pth").exists()
+    assert checkpoint.find_checkpoint(folder, "latest").name == "step_00000008.pth"
+
+
+def start(scene, folder, *flags):
+    """A training process with a checkpoint every few steps."""
+    command = [sys.executable, str(ROOT / "main.py"), str(scene), *SMALL, "--workspace", str(folder), "--iters", "4000", "--save_cnt", "400", *flags]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def saved_steps(folder):
+    return sorted(int(path.stem.split("_")[1]) for path in (folder / "checkpoints").glob("step_*.pth"))
+
+
+def wait_for_step(folder, step, process):
+    until = time.monotonic() + 120
+    while not any(saved >= step for saved in saved_steps(folder)):
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < until, "no checkpoint in time"
+        time.sleep(0.01)
+
+
+def test_sigkill_loses_at_most_the_work_since_the_last_checkpoint(demo_scene, tmp_path):
+    folder, reached = tmp_path / "run", 0
+    for k in range(3):
+        process = start(demo_scene, folder, "--hsm")
+        wait_for_step(folder, reached + 30, process)
+        time.sleep(0.013 * k)  # in a step, or in the middle of a save
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        path = checkpoint.find_checkpoint(folder, "latest")
+        state = checkpoint.load_checkpoint(path, torch.device("cpu"))
+        assert state["step"] >= reached + 30
+        reached = state["step"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_before_leaving(demo_scene, tmp_path, number):
+    process = start(demo_scene, tmp_path / "run", "--save_cnt", "1")
+    until = time.monotonic() + 120
+    while not (tmp_path / "run" / "scalars.jsonl").exists():  # written from inside the loop
+        assert process.poll() is None and time.monotonic() < until
+        time.sleep(0.05)
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, said
+    assert f"Stopped by signal {int(number)}" in said and "Traceback" not in said
+    assert len(saved_steps(tmp_path / "run")) == 1 and saved_steps(tmp_path / "run")[0] >= 128
