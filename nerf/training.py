@@ -38,6 +38,7 @@ class Trainer:
     def __init__(self, scene, options, device, folder):
         self.scene, self.options, self.device, self.folder = scene, options, device, folder
         torch.manual_seed(options.seed)
+        self.clock = TrainingClock(device)
         self.model = build_model(options, scene, device)
         views = Views(scene.cameras, scene.aabb, options.min_near, device)
         if options.mark_untrained:
@@ -47,7 +48,6 @@ class Trainer:
         self.step = TrainingStep(self.model.field, self.model.sampler, source, options, device)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.step.optimizer, self._rate)
         self.ema = ExponentialMovingAverage(self.model.field.parameters(), options.ema_decay)
-        self.clock = TrainingClock(device)
         self.readout = Readout()
         self.best_psnr, self.restores, self.snapshot = -math.inf, 0, None
         self.validations, self.saves = 0, 0

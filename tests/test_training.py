@@ -64,7 +64,7 @@ def test_the_loop_validates_saves_and_writes_its_history(make_trainer, capsys):
 
 
 def test_a_nonfinite_loss_goes_back_to_the_last_good_state(make_trainer, capsys):
-    trainer = make_trainer("--iters", "96")
+    trainer = make_trainer("--iters", "96", "--save_cnt", "1")
     plain = trainer.advance
 
     def poisoned():
