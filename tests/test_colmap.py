@@ -6,6 +6,11 @@ import time
 
 import numpy as np
 import pytest
+
+from nerf.errors import UserError
+from nerf.scene import FISHEYE, PERSPECTIVE, load_scene
+from nerf.scene.colmap import read_colmap
+from nerf.scene.colmap_model import read_model
 from scene_files import (
     options,
     plain_model,
@@ -15,11 +20,6 @@ from scene_files import (
     write_photo,
     write_text,
 )
-
-from nerf.errors import UserError
-from nerf.scene import FISHEYE, PERSPECTIVE, load_scene
-from nerf.scene.colmap import read_colmap
-from nerf.scene.colmap_model import read_model
 
 FILES = ("cameras.bin", "images.bin", "points3D.bin")
 

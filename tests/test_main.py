@@ -11,9 +11,9 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 
 import main
+from conftest import ROOT
 from nerf import checkpoint
 
 SMALL = ["-O", "--device", "cpu", "--num_points", "1024", "--grid_size", "16", "--log2_table_size", "11", "--max_steps", "64", "--bound", "2"]
@@ -28,8 +28,9 @@ def run(monkeypatch, capsys, *argv):
 
 
 @pytest.fixture
-def fails(monkeypatch, capsys):
+def fails(monkeypatch, capsys, tmp_path):
     """A function: argv -> the one sentence on standard error, after checking that the exit code is 1."""
+    monkeypatch.chdir(tmp_path)  # the default workspace lies in the current folder
 
     def check(*argv):
         code, _, error = run(monkeypatch, capsys, *argv)

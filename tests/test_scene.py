@@ -4,11 +4,11 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from scene_files import options, ring_scene, ring_transforms, write_photo
 
 from nerf.errors import UserError
 from nerf.scene import FISHEYE, load_scene
 from nerf.scene.colmap_model import read_model
+from scene_files import options, ring_scene, ring_transforms, write_photo
 
 
 def project(cameras, i, points):

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 from PIL import Image
-from scene_files import options, write_photo
 
 from nerf.errors import UserError
 from nerf.scene.cameras import check_intrinsics, rigid_poses
@@ -15,6 +14,7 @@ from nerf.scene.normalise import (
     upright,
 )
 from nerf.scene.photos import load_photos, read_headers, target_sizes
+from scene_files import options, write_photo
 
 
 def load(*files, downscale=1):

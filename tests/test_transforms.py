@@ -7,11 +7,11 @@ import random
 
 import numpy as np
 import pytest
-from scene_files import options, ring_scene, ring_transforms, save_transforms
 
 from nerf.errors import UserError
 from nerf.scene import FISHEYE, PERSPECTIVE, load_scene
 from nerf.scene.transforms import read_transforms
+from scene_files import options, ring_scene, ring_transforms, save_transforms
 
 
 def nerf(root, **changes):
