@@ -36,6 +36,8 @@ def run(options):
     options = resolve(options, device)
     folder = prepare_workspace(options)
     print(options_table(options))
+    if options.fp16 and device.type == "cpu":
+        print("On a CPU the field runs in float32: --fp16 has no effect.")
     scene = load_scene(options)
     print(*scene.notes, sep="\n")
     trainer = Trainer(scene, options, device, folder)

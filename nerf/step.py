@@ -61,7 +61,7 @@ class TrainingStep:
             return pixels + self.options.lambda_entropy * losses.opacity_entropy(seen.opacity, kept) if self.options.lambda_entropy else pixels
 
         total, hard, tau = self._learn(samples, packing.counts[0], loss)
-        self._regularise_grid(samples.positions)
+        self._regularise_grid(samples)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -92,10 +92,11 @@ class TrainingStep:
             colour = colour * target[:, 3:] + background * (1 - target[:, 3:])
         return colour, background
 
-    def _regularise_grid(self, positions):
+    def _regularise_grid(self, samples):
         """Adds the gradients of total variation and weight decay of the hash grid, at this step's samples."""
-        one = torch.ones(1, device=positions.device)
+        one = torch.ones(1, device=samples.positions.device)
         if self.options.lambda_tv:
+            positions = torch.where(samples.ray_index[:, None] >= 0, samples.positions, torch.nan)  # padding is nowhere
             self.field.add_total_variation_gradient(positions, self.scaler.scale(one * self.options.lambda_tv))
         if self.options.lambda_wd:
             self.field.add_weight_decay_gradient(self.scaler.scale(one * self.options.lambda_wd))
