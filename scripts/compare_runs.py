@@ -106,15 +106,16 @@ def draw_pictures(runs, views, path):
     rows = [_panels(runs, view) for view in views]
     height, width = rows[0][0].shape[:2]
     panel = min(width, PANEL) / 100.0
-    size = panel * len(titles), (panel * height / width + 0.4) * len(rows)
+    size = panel * len(titles), (panel * height / width + 0.25) * len(rows)
     figure, axes = plt.subplots(len(rows), len(titles), figsize=size, dpi=100, squeeze=False, layout="constrained")
     for row, (view, panels) in enumerate(zip(views, rows, strict=True)):
         for axis, title, image in zip(axes[row], titles, panels, strict=True):
             axis.imshow(image)
             axis.set_axis_off()
             axis.set_title(title, fontsize=9)
-        values = (f"{run.label} {_format(_view(run, view).get('psnr'), '.2f')} dB" for run in runs)
-        axes[row][0].set_title(f"{view}\n{', '.join(values)}", fontsize=9)
+        axes[row][0].set_title(view, fontsize=9)
+        for axis, run in zip(axes[row][1:], runs, strict=False):
+            axis.set_title(f"{run.label}, {_format(_view(run, view).get('psnr'), '.2f')} dB", fontsize=9)
     _save(figure, path)
 
 
