@@ -46,13 +46,15 @@ def run(options):
         from nerf.viewer import Viewer
 
         trainer.viewer = Viewer(trainer)
-    if not options.test:
+    if options.test:
+        test(trainer)
+    else:
         save_options(options, folder)
         signal = trainer.train()
         if signal is not None:
             print(f"Stopped by signal {signal} at step {trainer.step.steps}; the state is saved, and the same command goes on from it.")
             return 128 + signal
-    test(trainer, video=options.test)
+        print(f"Pictures and metrics.json are in {folder / 'results'}; --test renders a video.")
     if trainer.viewer:
         trainer.viewer.serve()
     return 0

@@ -75,7 +75,7 @@ class Trainer:
     # ---- the loop
 
     def train(self):
-        """Trains until the steps or the time are used up, or a signal asks to stop; validates and saves at the end.
+        """Trains until the steps or the time are used up, or a signal asks to stop; saves, and writes pictures and metrics to WORKSPACE/results.
 
         Returns:
             The number of the signal that ended the run early, else None.
@@ -98,7 +98,7 @@ class Trainer:
                 with self.clock.paused():
                     self.save()
                     if stop.signal is None:
-                        self._validate(display, scalars)
+                        self._validate(display, scalars, self.folder / "results", report=display.print)
             return stop.signal
         finally:
             display.close()
@@ -161,7 +161,7 @@ class Trainer:
         if self.progress() < 1 and self._save_due():
             self.save()
         if self.progress() < 1 and self._validation_due():
-            self._validate(display, scalars)
+            self._validate(display, scalars, self.folder / "validation" / f"step_{self.step.steps:08d}", pictures=1)
 
     def _shown(self, numbers):
         """What the progress line tells: name -> short text."""
@@ -192,16 +192,16 @@ class Trainer:
 
     # ---- validation
 
-    def _validate(self, display, scalars):
-        """Measures the mean weights on the held-out photos and adds a line to the history."""
-        _, numbers = self.readout.latest()
-        numbers = StepNumbers(*numbers)
+    def _validate(self, display, scalars, folder, **options):
+        """Measures the mean weights on the held-out photos into a folder (options as of `evaluate`) and adds a line to the history."""
+        self.readout.push(self.step.steps, self.step.numbers)
+        numbers = StepNumbers(*self.readout.wait()[1])
         line = {
             "step": self.step.steps, "training_time": round(self.clock.seconds, 3), "ms_per_step": round(1000 * self.seconds_per_step(), 4),
             "peak_memory_mib": round(self.peak_memory(), 1), "samples_per_step": numbers.samples,
             "hard_fraction": numbers.hard / max(numbers.samples, 1),
         }  # fmt: skip
-        result = self.evaluate(self.folder / "validation" / f"step_{self.step.steps:08d}", pictures=1)
+        result = self.evaluate(folder, **options)
         line |= {"psnr": result["psnr"], "ssim": result["ssim"]}
         with open(self.folder / "history.jsonl", "a") as file:
             file.write(json.dumps(line) + "\n")

@@ -125,6 +125,7 @@ def test_train_resume_test_and_start_again(monkeypatch, capsys, demo_scene, tmp_
     code, said, _ = run(monkeypatch, capsys, *argv, "--iters", "32")
     assert code == 0 and "Resuming from" in said and "step 16" in said
     assert [json.loads(line)["step"] for line in (folder / "history.jsonl").read_text().splitlines()] == [16, 32]
+    assert run(monkeypatch, capsys, *argv, "--iters", "32")[0] == 0  # a finished run measures again
     trained = json.loads((folder / "results" / "metrics.json").read_text())
     code, said, _ = run(monkeypatch, capsys, *argv, "--test", "--video_frames", "3")
     tested = json.loads((folder / "results" / "metrics.json").read_text())
