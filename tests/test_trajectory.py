@@ -1,12 +1,12 @@
 """Camera paths: smooth, closed, orthonormal, deterministic, and sensible for degenerate rows of cameras."""
 
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from nerf.scene.cameras import Cameras
 from nerf.trajectory import attention_centre, circle, interpolated
+from scene_files import options
 
 
 def make_cameras(poses, size=(101, 75)):
@@ -158,11 +158,7 @@ def test_nothing_to_go_through(make):
 def test_paths_of_real_scenes_stay_among_the_cameras(scene_data, name, data_format, tmp_path):
     from nerf.scene import load_scene
 
-    options = SimpleNamespace(
-        path=str(scene_data(name)), data_format=data_format, downscale=2, scale=-1.0, offset=(0.0, 0.0, 0.0), bound=None,
-        enable_cam_center=False, enable_cam_near_far=False, train_split="train", contract=False, vis_pose=False, workspace=str(tmp_path),
-    )
-    scene = load_scene(options)
+    scene = load_scene(options(scene_data(name), data_format=data_format, downscale=2, workspace=str(tmp_path)))
     cameras = scene.cameras.select(scene.train)
     for make in (interpolated, circle):
         path = make(cameras, 100)
