@@ -78,7 +78,7 @@ class Options:
     vis_pose: bool = _scene(False, "write a 3-D file and a picture of the cameras and sparse points")
 
     cuda_ray: bool = _sampling(False, "march through an occupancy grid, rather than sample by proposal networks")
-    min_near: float = _sampling(0.05, "no sample is nearer to the camera than this; if not given, nor than 3/4 of its nearest sparse point", above=0)
+    min_near: float = _sampling(0.05, "no sample is nearer to the camera than this", above=0)
     T_thresh: float = _sampling(1e-4, "stop along a ray when less than this much light passes", low=0, below=1)
     max_steps: int | None = _sampling(None, "most samples a ray; also sets the smallest step", low=1, high=65_536, sizes=(1024, 256))
     grid_size: int | None = _sampling(None, "cells a side of the occupancy grid, a power of two", low=8, high=512, sizes=(128, 64))

@@ -225,11 +225,3 @@ def test_photos_of_many_sizes(tmp_path):
     assert scene.cameras.intrinsics[3].tolist() == [30, 30.5, 16, 12] and scene.cameras.intrinsics[2].tolist() == [60, 61, 32, 24]
     write_photo(tmp_path / "images" / "003.png", size=(24, 32))
     assert any("another shape" in note and "003.png" in note for note in load_scene(options(tmp_path)).notes)
-
-
-def test_views_start_before_their_nearest_point_unless_told(scene_data):
-    folder = scene_data("bust")
-    automatic, tight = load_scene(options(folder)), load_scene(options(folder, enable_cam_near_far=True))
-    assert np.allclose(automatic.cameras.near, 0.75 / 0.9 * tight.cameras.near) and np.isinf(automatic.cameras.far).all()
-    assert any("--min_near" in note for note in automatic.notes)
-    assert (load_scene(options(folder, given=("min_near",))).cameras.near == 0).all()

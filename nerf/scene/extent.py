@@ -13,7 +13,6 @@ PADDING = 0.05  # of the box's sides; more lets rays spend their samples behind 
 DROPPED = 0.005
 FEWEST = 8
 NEAR_MARGIN, FAR_MARGIN = 0.9, 1.1
-CLEAR_MARGIN = 0.75  # without any flag: the space right before a camera, seen by it alone, would fill with fog
 
 
 def scene_bound(points, synthetic, options):

@@ -9,7 +9,7 @@ from nerf.errors import UserError
 from nerf.scene.cameras import Cameras, check_intrinsics, rigid_poses
 from nerf.scene.capture import split_views
 from nerf.scene.colmap import read_colmap
-from nerf.scene.extent import CLEAR_MARGIN, NEAR_MARGIN, scene_bound, scene_box, view_limits
+from nerf.scene.extent import scene_bound, scene_box, view_limits
 from nerf.scene.folder import scene_folder
 from nerf.scene.normalise import world_transform
 from nerf.scene.photos import Photos, load_photos, read_headers, target_sizes
@@ -49,8 +49,7 @@ def load_scene(options):
     """Read the scene that `options` describe, decode its photos, and place it in the world.
 
     options: path, data_format ('colmap' or 'nerf'), downscale, scale (-1 = automatic), offset [3], bound (None = automatic),
-    enable_cam_center, enable_cam_near_far, train_split ('train', 'trainval' or 'all'), contract, vis_pose, workspace,
-    given (names of the flags that the person typed: without min_near among them, views start before their nearest sparse point).
+    enable_cam_center, enable_cam_near_far, train_split ('train', 'trainval' or 'all'), contract, vis_pose, workspace.
     Prints the memory that the photos will take before it decodes them. Raises UserError for whatever is wrong with the input.
     """
     if options.downscale < 1:
@@ -65,7 +64,7 @@ def load_scene(options):
     poses = world.poses(poses)
     points = None if capture.points is None else world.points(capture.points)
     bound, why = scene_bound(points, capture.synthetic, options)
-    near, far, limits = _limits(capture, points, poses[:, :, 3], options)
+    near, far, limits = _limits(capture, points, poses[:, :, 3], options.enable_cam_near_far)
     cameras = Cameras(
         poses=poses.astype(np.float32),
         intrinsics=(intrinsics * np.tile(sizes / capture.full_sizes, 2)).astype(np.float32),
@@ -101,22 +100,16 @@ def _splits(capture, train_split):
     return train, val, test
 
 
-def _limits(capture, points, positions, options):
+def _limits(capture, points, positions, wanted):
     """near, far [n] float32 and notes."""
-    anywhere = np.full(len(positions), np.inf, dtype=np.float32)
-    if points is None:
-        notes = ["--enable_cam_near_far has no effect, because there are no sparse points"] if options.enable_cam_near_far else []
-        return np.zeros(len(positions), dtype=np.float32), anywhere, notes
-    near, far = view_limits(points, capture.seen, positions)
-    if options.enable_cam_near_far:
+    if wanted and points is not None:
+        near, far = view_limits(points, capture.seen, positions)
         blind = int(np.isinf(far).sum())
         note = f"views are limited to distances from {near.min():.3g} to {far[np.isfinite(far)].max(initial=0):.3g} (--enable_cam_near_far)"
         return near, far, [note + f"; {blind} see no sparse point and have no limits" * bool(blind)]
-    if "min_near" in options.given:
-        return np.zeros_like(near), anywhere, []
-    near = near * np.float32(CLEAR_MARGIN / NEAR_MARGIN)
-    note = f"views start {CLEAR_MARGIN:g} of the way to their nearest sparse point, at {near.min():.3g} to {near.max():.3g} (--min_near sets one start for all)"
-    return near, anywhere, [note]
+    count = len(positions)
+    notes = ["--enable_cam_near_far has no effect, because there are no sparse points"] if wanted else []
+    return np.zeros(count, dtype=np.float32), np.full(count, np.inf, dtype=np.float32), notes
 
 
 def _sizes_note(sizes, full_sizes):
