@@ -7,7 +7,7 @@ CONTRACTED_BOUND = 2.0
 CONTRACTED_REACH = 128.0  # how far rays go in contracted space when nobody says: there 2 - 1/128 is as good as infinity
 SHARE_INSIDE = 0.95
 OUTER = 0.001  # share of the points beyond the box at each end of each axis
-PADDING = 0.05  # of the box's sides; more lets rays spend their samples behind the walls (a quarter costs bonsai 0.3 dB at equal steps)
+PADDING = 0.05  # of the box's sides; more lets rays spend their samples behind the walls
 
 # Per view, the share of points dropped at the near and at the far end, and at least one: a single wrong point must not set the limit.
 DROPPED = 0.005
