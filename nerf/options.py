@@ -78,7 +78,7 @@ class Options:
     vis_pose: bool = _scene(False, "write a 3-D file and a picture of the cameras and sparse points")
 
     cuda_ray: bool = _sampling(False, "march through an occupancy grid, rather than sample by proposal networks")
-    min_near: float = _sampling(0.05, "no sample is nearer to the camera than this", above=0)
+    min_near: float | None = _sampling(None, "no sample is nearer to the camera than this", above=0, automatic="from the scene")
     T_thresh: float = _sampling(1e-4, "stop along a ray when less than this much light passes", low=0, below=1)
     max_steps: int | None = _sampling(None, "most samples a ray; also sets the smallest step", low=1, high=65_536, sizes=(1024, 256))
     grid_size: int | None = _sampling(None, "cells a side of the occupancy grid, a power of two", low=8, high=512, sizes=(128, 64))
@@ -161,7 +161,7 @@ def parse_options(argv=None):
 
 
 def resolve(options, device):
-    """The options with each automatic size settled for a device ("cpu", "cuda:0", a torch.device); `bound` is the scene reader's."""
+    """The options with each automatic size settled for a device ("cpu", "cuda:0", a torch.device); `bound` and `min_near` are the scene reader's."""
     on_cpu = str(device).startswith("cpu")
     missing = [entry for entry in flag_fields(Options) if "sizes" in entry.metadata and getattr(options, entry.name) is None]
     return dataclasses.replace(options, **{entry.name: entry.metadata["sizes"][on_cpu] for entry in missing})

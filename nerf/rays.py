@@ -19,17 +19,15 @@ class Views:
     Args:
         cameras: nerf.scene.Cameras, n of them.
         aabb: [6] float32, the box outside which nothing is sampled.
-        min_near: the least distance from a camera at which sampling starts.
     """
 
-    def __init__(self, cameras, aabb, min_near, device):
+    def __init__(self, cameras, aabb, device):
         def to_device(array):
             return torch.from_numpy(np.ascontiguousarray(array)).to(device)
 
         self.poses, self.intrinsics, self.distortion = map(to_device, (cameras.poses, cameras.intrinsics, cameras.distortion))
         self.lens, self.sizes, self.near, self.far = map(to_device, (cameras.lens, cameras.sizes, cameras.near, cameras.far))
         self.aabb = to_device(aabb)
-        self.min_near = min_near
 
     def rays(self, image, pixels, count=None):
         """The rays of pixels.
@@ -41,7 +39,7 @@ class Views:
             Rays.
         """
         origins, directions = raymarching.generate_rays(image, pixels, self.poses, self.intrinsics, self.distortion, self.lens)
-        near, far = raymarching.near_far_from_aabb(origins, directions, self.aabb, self.min_near)
+        near, far = raymarching.near_far_from_aabb(origins, directions, self.aabb, 0.0)
         near = torch.maximum(near, self.near.index_select(0, image))
         far = torch.minimum(far, self.far.index_select(0, image))
         count = torch.full((1,), len(image), dtype=torch.int32, device=image.device) if count is None else count

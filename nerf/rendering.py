@@ -28,7 +28,7 @@ class OccupancyRenderer:
     @torch.no_grad()
     def __call__(self, cameras, index):
         """View `index` of nerf.scene.Cameras -> Rendered (numpy)."""
-        views = Views(cameras.select([index]), self.aabb, self.options.min_near, self.device)
+        views = Views(cameras.select([index]), self.aabb, self.device)
         rays = views.image_rays(0)
         width, height = (int(side) for side in cameras.sizes[index])
         features, opacity, depth = self.composite(rays)

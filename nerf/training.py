@@ -40,9 +40,9 @@ class Trainer:
         torch.manual_seed(options.seed)
         self.clock = TrainingClock(device)
         self.model = build_model(options, scene, device)
-        views = Views(scene.cameras, scene.aabb, options.min_near, device)
+        views = Views(scene.cameras, scene.aabb, device)
         if options.mark_untrained:
-            self.model.grid.mark_untrained(Views(scene.cameras.select(scene.train), scene.aabb, options.min_near, device))
+            self.model.grid.mark_untrained(Views(scene.cameras.select(scene.train), scene.aabb, device))
         capacity = max(options.num_rays, options.num_points // SAMPLES_PER_RAY)
         source = RaySource(scene, scene.train, views, capacity, options.preload, options.random_image_batch, options.seed + 1)
         self.step = TrainingStep(self.model.field, self.model.sampler, source, options, device)

@@ -23,6 +23,7 @@ from nerf.errors import UserError
 from nerf.evaluation import Rendered
 from nerf.images import depth_picture, to_uint8
 from nerf.scene.cameras import OPENCV_TO_OPENGL, PERSPECTIVE, Cameras
+from nerf.scene.extent import MIN_NEAR
 from nerf.trajectory import attention_centre
 
 VISER = "viser==1.1.1"
@@ -354,7 +355,7 @@ def pinhole(eye, size, offset=(0.0, 0.0), row=0, rows=None):
         intrinsics=np.array([[fx, fy, width / 2 - offset[0], height / 2 - offset[1] - row]], dtype=np.float32),
         distortion=np.zeros((1, 6), dtype=np.float32), lens=np.array([PERSPECTIVE], dtype=np.int32),
         sizes=np.array([[width, height - row if rows is None else rows]], dtype=np.int32),
-        near=np.zeros(1, dtype=np.float32), far=np.full(1, np.inf, dtype=np.float32))  # fmt: skip
+        near=np.full(1, MIN_NEAR, dtype=np.float32), far=np.full(1, np.inf, dtype=np.float32))  # fmt: skip
 
 
 def subpixel(count):

@@ -13,7 +13,7 @@ from nerf.scene.colmap_model import MODEL_NAMES
 def options(path, **changes):
     """Options that load the COLMAP scene `path`, with `changes`."""
     values = {"path": str(path), "data_format": "colmap", "downscale": 1, "scale": -1.0, "offset": (0.0, 0.0, 0.0), "bound": None, "contract": False,
-                  "enable_cam_center": False, "enable_cam_near_far": False, "train_split": "train", "vis_pose": False, "workspace": "workspace"}
+                  "min_near": None, "enable_cam_center": False, "enable_cam_near_far": False, "train_split": "train", "vis_pose": False, "workspace": "workspace"}
     return SimpleNamespace(**(values | changes))
 
 

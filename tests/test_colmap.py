@@ -11,6 +11,7 @@ from nerf.errors import UserError
 from nerf.scene import FISHEYE, PERSPECTIVE, load_scene
 from nerf.scene.colmap import read_colmap
 from nerf.scene.colmap_model import read_model
+from nerf.scene.extent import MIN_NEAR
 from scene_files import (
     options,
     plain_model,
@@ -157,7 +158,7 @@ def test_without_points(tmp_path):
     (tmp_path / "sparse" / "0" / "points3D.bin").unlink()
     scene = load_scene(options(tmp_path, enable_cam_near_far=True))
     assert scene.points is None and scene.bound == 2 and scene.aabb.tolist() == [-2] * 3 + [2] * 3
-    assert (scene.cameras.near == 0).all() and (scene.cameras.far == np.inf).all()
+    assert (scene.cameras.near == np.float32(MIN_NEAR)).all() and (scene.cameras.far == np.inf).all()
     assert any("no effect" in note for note in scene.notes)
 
 

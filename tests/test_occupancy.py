@@ -39,12 +39,12 @@ def looking_at_origin(count=6, distance=3.0, size=(32, 24), focal=40):
     sizes = np.tile(np.array(size, dtype=np.int32), (n, 1))
     intrinsics = np.tile(np.array([focal, focal, size[0] / 2, size[1] / 2], dtype=np.float32), (n, 1))
     return Cameras(np.stack(poses).astype(np.float32), intrinsics, np.zeros((n, 6), np.float32), np.zeros(n, np.int32), sizes,
-                   np.zeros(n, np.float32), np.full(n, np.inf, np.float32))  # fmt: skip
+                   np.full(n, 0.05, np.float32), np.full(n, np.inf, np.float32))  # fmt: skip
 
 
 def views_of(cameras, bound=1.0):
     aabb = np.array([-bound] * 3 + [bound] * 3, dtype=np.float32)
-    return Views(cameras, aabb, 0.05, torch.device("cpu"))
+    return Views(cameras, aabb, torch.device("cpu"))
 
 
 def test_every_cell_of_every_cascade_has_its_place():

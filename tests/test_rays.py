@@ -20,14 +20,14 @@ def three_photos(channels=3):
     poses = np.tile(np.eye(4, dtype=np.float32)[:3], (3, 1, 1))
     poses[:, :, 3] = np.arange(9).reshape(3, 3)
     intrinsics = np.array([[10, 11, 6, 4], [8, 8, 3.5, 7], [15, 14, 10, 2]], dtype=np.float32)
-    cameras = Cameras(poses, intrinsics, np.zeros((3, 6), np.float32), np.zeros(3, np.int32), SIZES, np.zeros(3, np.float32), np.full(3, np.inf, np.float32))
+    cameras = Cameras(poses, intrinsics, np.zeros((3, 6), np.float32), np.zeros(3, np.int32), SIZES, np.full(3, 0.1, np.float32), np.full(3, np.inf, np.float32))
     index = np.arange(3)
     box = np.array([-50.0] * 3 + [50.0] * 3, dtype=np.float32)
     return Scene("three", None, cameras, Photos(np.concatenate(images), offsets), list("abc"), None, index, index[:1], index[:1], 1.0, 64.0, box, [])
 
 
 def source_of(scene, indices, **changes):
-    views = Views(scene.cameras, scene.aabb, 0.1, torch.device("cpu"))
+    views = Views(scene.cameras, scene.aabb, torch.device("cpu"))
     return RaySource(scene, np.array(indices), views, 500, **{"preload": True, "mixed": True, "seed": 0} | changes), views
 
 
@@ -76,7 +76,7 @@ def test_a_views_rays_go_row_by_row():
 def test_limits_of_views_narrow_the_box():
     scene = three_photos()
     scene.cameras.near[1], scene.cameras.far[1] = 2.0, 5.0
-    views = Views(scene.cameras, scene.aabb, 0.1, torch.device("cpu"))
+    views = Views(scene.cameras, scene.aabb, torch.device("cpu"))
     rays = views.image_rays(1)
     assert (rays.near == 2).all() and (rays.far == 5).all()
     assert (views.image_rays(0).near == pytest.approx(0.1)) and (views.image_rays(0).far > 5).all()

@@ -29,7 +29,7 @@ class Cameras:
 
     poses [n,3,4] float32 camera-to-world; intrinsics [n,4] float32 = fx, fy, cx, cy in pixels of the photo as loaded;
     distortion [n,6] float32 = k1, k2, k3, k4, p1, p2; lens [n] int32 = PERSPECTIVE or FISHEYE; sizes [n,2] int32 = width, height;
-    near, far [n] float32: limits of the view as distances along the ray in world units, 0 and inf where unknown.
+    near, far [n] float32: where the view starts and ends, as distances along the ray in world units; far is inf where there is no limit.
     """
 
     poses: np.ndarray

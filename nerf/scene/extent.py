@@ -14,6 +14,11 @@ DROPPED = 0.005
 FEWEST = 8
 NEAR_MARGIN, FAR_MARGIN = 0.9, 1.1
 
+# Where views start when nobody says. Nothing is known to lie nearer to any camera than the nearest sparse point of all views, but what has no
+# texture has no points, so views start at three quarters of the way there, and all at the same distance.
+MIN_NEAR = 0.05
+NEAR_SHARE = 0.75
+
 
 def scene_bound(points, synthetic, options):
     """Half the side of the scene cube, and a note that says why. points [p,3] in the world, or None.
@@ -60,16 +65,47 @@ def scene_box(points, positions, bound, options):
     return np.concatenate([low, high]).astype(np.float32) if (high > low).all() else cube
 
 
-def view_limits(points, seen, positions):
-    """near, far [n] float32: 0.9 of the least and 1.1 of the greatest distance along the ray to the points that each view sees.
+def view_limits(points, seen, positions, options):
+    """Where each view starts and ends, as distances along its rays in the world, and notes that say why.
 
-    points [p,3] and positions [n,3] in the world, seen: rows of `points` for each view. 0 and inf for a view that sees none.
+    Args:
+        points: [p,3] sparse points in the world, or None; seen: for each view the rows of `points` that it observes, or None.
+        positions: [n,3] of the cameras; options: min_near (None = automatic), enable_cam_near_far.
+    Returns:
+        near, far [n] float32 (far inf where there is no limit), notes.
     """
-    near, far = np.zeros(len(positions), dtype=np.float32), np.full(len(positions), np.inf, dtype=np.float32)
+    known = points is not None and seen is not None
+    least, most = _distances(points, seen, positions) if known else (np.full(len(positions), fill) for fill in (np.inf, 0))
+    start, why = _start(least, options.min_near)
+    near, far = np.full(len(positions), start), np.full(len(positions), np.inf)
+    if options.enable_cam_near_far and known:
+        sighted = np.isfinite(least)
+        near[sighted], far[sighted] = np.maximum(NEAR_MARGIN * least[sighted], start), FAR_MARGIN * most[sighted]
+        why = f"views are limited to distances from {near.min():.3g} to {far[sighted].max(initial=0):.3g} (--enable_cam_near_far)"
+        why += f"; {(~sighted).sum()} see no sparse point and have no limits" * bool((~sighted).any())
+    notes = [why]
+    if options.enable_cam_near_far and not known:
+        notes.append("--enable_cam_near_far has no effect, because there are no sparse points")
+    return near.astype(np.float32), far.astype(np.float32), notes
+
+
+def _start(least, min_near):
+    """The distance at which all views start, and a note."""
+    if min_near is not None:
+        return min_near, f"views start at {min_near:g} (as given)"
+    nearest = least.min()
+    if not np.isfinite(nearest) or NEAR_SHARE * nearest < MIN_NEAR:
+        return MIN_NEAR, f"views start at {MIN_NEAR:g} (--min_near changes it)"
+    return NEAR_SHARE * nearest, f"views start at {NEAR_SHARE * nearest:.3g} (3/4 of the way to the nearest sparse point of all; --min_near changes it)"
+
+
+def _distances(points, seen, positions):
+    """Least and greatest distance [n] from each camera to the points it sees, outliers dropped; inf and 0 for a view that sees none."""
+    least, most = np.full(len(positions), np.inf), np.zeros(len(positions))
     for i, (rows, position) in enumerate(zip(seen, positions, strict=True)):
         if not len(rows):
             continue
         distances = np.sort(np.linalg.norm(points[rows] - position, axis=1))
         drop = max(1, round(DROPPED * len(rows))) if len(rows) >= FEWEST else 0
-        near[i], far[i] = NEAR_MARGIN * distances[drop], FAR_MARGIN * distances[len(rows) - 1 - drop]
-    return near, far
+        least[i], most[i] = distances[drop], distances[len(rows) - 1 - drop]
+    return least, most

@@ -49,7 +49,7 @@ def load_scene(options):
     """Read the scene that `options` describe, decode its photos, and place it in the world.
 
     options: path, data_format ('colmap' or 'nerf'), downscale, scale (-1 = automatic), offset [3], bound (None = automatic),
-    enable_cam_center, enable_cam_near_far, train_split ('train', 'trainval' or 'all'), contract, vis_pose, workspace.
+    min_near (None = automatic), enable_cam_center, enable_cam_near_far, train_split ('train', 'trainval' or 'all'), contract, vis_pose, workspace.
     Prints the memory that the photos will take before it decodes them. Raises UserError for whatever is wrong with the input.
     """
     if options.downscale < 1:
@@ -64,7 +64,7 @@ def load_scene(options):
     poses = world.poses(poses)
     points = None if capture.points is None else world.points(capture.points)
     bound, why = scene_bound(points, capture.synthetic, options)
-    near, far, limits = _limits(capture, points, poses[:, :, 3], options.enable_cam_near_far)
+    near, far, limits = view_limits(points, capture.seen, poses[:, :, 3], options)
     cameras = Cameras(
         poses=poses.astype(np.float32),
         intrinsics=(intrinsics * np.tile(sizes / capture.full_sizes, 2)).astype(np.float32),
@@ -98,18 +98,6 @@ def _splits(capture, train_split):
         raise UserError(f"{capture.source}: the {len(capture.files)} usable photo(s) are all held out, which leaves none to train on; "
                         "add photos or pass --train_split all")
     return train, val, test
-
-
-def _limits(capture, points, positions, wanted):
-    """near, far [n] float32 and notes."""
-    if wanted and points is not None:
-        near, far = view_limits(points, capture.seen, positions)
-        blind = int(np.isinf(far).sum())
-        note = f"views are limited to distances from {near.min():.3g} to {far[np.isfinite(far)].max(initial=0):.3g} (--enable_cam_near_far)"
-        return near, far, [note + f"; {blind} see no sparse point and have no limits" * bool(blind)]
-    count = len(positions)
-    notes = ["--enable_cam_near_far has no effect, because there are no sparse points"] if wanted else []
-    return np.zeros(count, dtype=np.float32), np.full(count, np.inf, dtype=np.float32), notes
 
 
 def _sizes_note(sizes, full_sizes):
