@@ -1,4 +1,4 @@
-"""How the kernel packages are compiled: one recipe, for the build at first use and for every setup.py.
+"""How the kernel packages are compiled: one recipe, for the build at first use and for every setup.py (kernel_setup.py).
 
 A kernel package holds `src/*.cpp` (CPU form and registration), `src/*_cuda.cpp` (tensors to pointers) and `src/*.cu` (kernels that take
 raw pointers and a stream and see no torch header). Compiling yields one shared library that registers operators under `torch.ops.NAME`;
@@ -15,26 +15,40 @@ import re
 import shlex
 import shutil
 import subprocess
+import tempfile
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import torch
+try:
+    import torch
+except ModuleNotFoundError:  # pip builds in isolation, without torch, and scripts/doctor.py also serves where it is missing
+    torch = None
 
-VERSION = "0.1.0"
-HOST_FLAGS = ["-O3", "-std=c++20", "-fPIC", "-fopenmp", "-march=native", "-fno-math-errno", "-fno-trapping-math"]
+HOST_FLAGS = ["-O3", "-std=c++20", "-fPIC", "-fopenmp", "-fno-math-errno", "-fno-trapping-math"]
 CUDA_FLAGS = ["-O3", "-std=c++17", "-Xcompiler", "-fPIC", "-lineinfo", "--expt-relaxed-constexpr"]
+# What is compiled at first use serves this processor; what is compiled ahead may be carried to another one, so it asks for no more than
+# the x86-64-v3 level (2013 and later), whose instruction sets /proc/cpuinfo names so.
+NATIVE = ["-march=native"]
+PORTABLE = ["-march=x86-64-v3"] if platform.machine() == "x86_64" else []
+PORTABLE_NEEDS = {"avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe"}
+CUDA_FOLDERS = ["/usr/local/cuda/bin"]
+warned = set()  # the warnings that were given: what holds for the machine is said once, not by each package
 
 
 class BuildError(RuntimeError):
     """A kernel package could not be compiled; the message is one sentence that names the remedy."""
 
 
+class MachineError(BuildError):
+    """What is missing is the machine's: every package would fail for the same reason."""
+
+
 def load_kernels(name, folder):
     """The operators of the kernel package NAME, compiled when need be.
 
-    A library that `setup.py` left beside the package is taken first (unless a source is newer), then one from the cache, else it is
-    compiled now (a minute, once).
+    A library that a setup.py left beside the package is taken first (if it fits, see `prebuilt_library`), then one from the cache, else it
+    is compiled now (a minute, once).
 
     Args:
         name: the package and operator namespace, such as "gridencoder".
@@ -46,44 +60,101 @@ def load_kernels(name, folder):
         if not load_prebuilt(folder):
             torch.ops.load_library(str(compile_library(name, folder)))
     except (BuildError, OSError) as error:
-        warnings.warn(f"{name}: {error} The slow PyTorch form is used instead.", stacklevel=2)
+        reason = str(error) if isinstance(error, MachineError) else f"{name}: {error}"
+        if reason not in warned:
+            warned.add(reason)
+            warnings.warn(f"{reason} The slow PyTorch form is used instead.", stacklevel=2)
         return None
     return getattr(torch.ops, name)
 
 
 def load_prebuilt(folder):
-    """Loads the library that a setup.py put beside the package. False where there is none, or it is older than a source, lacks the CUDA
-    form that this machine needs, or was built for another torch."""
-    newest = max((file.stat().st_mtime for file in (Path(folder) / "src").glob("*")), default=0.0)
-    for name in ["_C_cuda.so"] if wants_cuda() else ["_C_cpu.so", "_C_cuda.so"]:
-        library = Path(folder) / name
-        if library.exists() and library.stat().st_mtime >= newest:
-            with contextlib.suppress(OSError):
-                torch.ops.load_library(str(library))
-                return True
+    """Loads the library that a setup.py put beside the package. False where there is none that fits."""
+    library = prebuilt_library(folder)
+    if library:
+        with contextlib.suppress(OSError):
+            torch.ops.load_library(str(library))
+            return True
     return False
+
+
+def prebuilt_library(folder):
+    """Path of the library that a setup.py put beside the package, None where there is none that fits.
+
+    Its name holds what it was made from (sources, flags, torch) and the GPUs that it serves, so that one of another torch, of older
+    sources or for other GPUs is passed over. A CPU can use the library with CUDA, not the other way round.
+    """
+    for form in ["cuda"] if wants_cuda() else ["cpu", "cuda"]:
+        for library in sorted(Path(folder).glob(f"_C_{form}_{prebuilt_key(folder)}*.so")):
+            built_for = [entry for entry in library.stem.split("_")[4:] if entry]
+            if fits_processor() and (not wants_cuda() or not gpus_left_out(built_for)):
+                return library
+    return None
+
+
+def prebuilt_name(folder, cuda):
+    """The name, less its suffix, of a library that is compiled ahead, such as _C_cpu_0123456789abcdef or _C_cuda_..._80_90p."""
+    served = [entry.replace(".", "").replace("+PTX", "p") for entry in architectures()] if cuda else []
+    return "_".join(["_C", "cuda" if cuda else "cpu", prebuilt_key(folder), *served])
+
+
+def prebuilt_key(folder):
+    """What a library compiled ahead depends on, as 16 hexadecimal digits."""
+    return digest((torch.__version__, HOST_FLAGS, PORTABLE, CUDA_FLAGS), folder)
+
+
+def fits_processor():
+    """True where this processor has what PORTABLE asks for."""
+    return not PORTABLE or set(processor().split()) >= PORTABLE_NEEDS
+
+
+def gpus_left_out(built_for):
+    """The visible GPUs' capabilities, such as ["9.0"], that no entry of built_for ("9.0", "90", "9.0+PTX" or "90p") serves.
+
+    Machine code serves its own major version from its minor version on (a letter, as in 9.0a, binds it to that one), PTX all later GPUs.
+    """
+    visible = sorted({torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())})
+    return ["{}.{}".format(*capability) for capability in visible if not any(serves(entry, capability) for entry in built_for)]
+
+
+def serves(entry, capability):
+    """Does code for an architecture entry (as of `gpus_left_out`) run on a GPU of this (major, minor) capability?"""
+    number = re.fullmatch(r"(\d+?)\.?(\d)([af]?)(p|\+PTX)?", entry)
+    if number is None:
+        return False
+    built = int(number[1]), int(number[2])
+    if number[3]:
+        return capability == built
+    return (capability[0] == built[0] and capability >= built) or (bool(number[4]) and capability >= built)
 
 
 def compile_library(name, folder):
     """Path of the compiled library of the package, from the cache where its sources, flags, machine and torch are unchanged.
 
-    Builds are serialised by an advisory file lock, which the system releases when a process dies, and the library appears under its name
-    only when it is complete: a killed build blocks nobody and leaves nothing half made.
+    Builds are serialised by an advisory file lock, which the system releases when a process dies, so that it cannot go stale. Objects lie in
+    a folder of their own for each build, and the library appears under its name only when it is complete: what a killed build leaves
+    behind, even compilers that still run, harms nobody and is removed by the next one.
 
     Raises:
         BuildError: no compiler, or the compiler refused; the message holds its first error.
     """
-    cuda = wants_cuda()
-    build = cache_folder() / f"{name}-{cache_key(folder, cuda)}"
-    library = build / f"{name}.so"
+    library = cached_library(name, folder)
     if library.exists():
         return library
-    with build_lock(build):
+    with build_lock(library.parent):
         if not library.exists():
+            cuda = wants_cuda()
             check_compilers(cuda)
+            for leftover in library.parent.glob("objects-*"):
+                shutil.rmtree(leftover, ignore_errors=True)
             print(f"Compiling {name} ({'CPU and CUDA' if cuda else 'CPU'}), once; this takes about a minute.", flush=True)
-            build_library(sources(folder, cuda), build, library, cuda)
+            build_library(sources(folder, cuda), library.parent, library, cuda, NATIVE)
     return library
+
+
+def cached_library(name, folder):
+    """Where the cache holds, or will hold, the library of the package for this machine."""
+    return cache_folder() / f"{name}-{cache_key(folder, wants_cuda())}" / f"{name}.so"
 
 
 @contextlib.contextmanager
@@ -93,94 +164,56 @@ def build_lock(build):
         build.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(build / "build.lock", os.O_RDWR | os.O_CREAT)
     except OSError as error:
-        raise BuildError(f"{build} cannot be written ({error.strerror}): name another folder in TORCH_EXTENSIONS_DIR.") from error
+        raise MachineError(f"{cache_folder()} cannot be written ({error.strerror}): name another folder in TORCH_EXTENSIONS_DIR.") from error
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        take_lock(descriptor, build)
         yield
     finally:
         os.close(descriptor)
 
 
-def setup_package(script, description):
-    """All that the setup.py of a kernel package does; `script` is its `__file__`, the package is the folder that it lies in."""
-    from setuptools import setup
-
-    folder = Path(script).resolve().parent
-    name = folder.name
-    os.chdir(folder)
-    setup(
-        name=name,
-        version=VERSION,
-        description=description,
-        packages=[name],
-        package_dir={name: ".", "": ".."},
-        py_modules=["kernel_build"],
-        ext_modules=[extension(name, folder)],
-        cmdclass={"build_ext": build_command()},
-        python_requires=">=3.11",
-        install_requires=["torch>=2.7"],
-    )
+def take_lock(descriptor, build):
+    """Locks the open file and writes this process's number into it; says so where another process has to be waited for."""
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"Waiting for process {os.pread(descriptor, 20, 0).decode()}, which is compiling {build}.", flush=True)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+    except OSError as error:
+        raise MachineError(f"{cache_folder()} cannot be locked ({error.strerror}): name a local folder in TORCH_EXTENSIONS_DIR.") from error
 
 
-def extension(name, folder):
-    """The setuptools extension of the kernel package for a setup.py, which also needs `cmdclass={"build_ext": build_command()}`."""
-    from setuptools import Extension
-
-    cuda = wants_cuda()
-    form = Extension(f"{name}._C_{'cuda' if cuda else 'cpu'}", [os.path.relpath(file) for file in sources(folder, cuda)])
-    form.cuda = cuda
-    return form
-
-
-def build_command():
-    """The setuptools command that compiles extensions by this recipe; their library names no Python version, for they need none."""
-    from setuptools.command.build_ext import build_ext
-
-    class BuildKernels(build_ext):
-        def get_ext_filename(self, fullname):
-            return fullname.replace(".", os.sep) + ".so"
-
-        def build_extension(self, ext):
-            files = [str(Path(file).resolve()) for file in ext.sources]
-            folder = Path(self.build_temp).resolve() / ext.name
-            try:
-                build_library(files, folder, Path(self.get_ext_fullpath(ext.name)).resolve(), ext.cuda)
-            except BuildError as error:
-                raise SystemExit(f"{ext.name}: {error}") from error
-
-    return BuildKernels
-
-
-def build_library(files, build, library, cuda):
-    """Compiles `files` in the folder `build` and links them into `library`, whose name appears only when it is whole.
+def build_library(files, build, library, cuda, processor_flags):
+    """Compiles `files` in a folder of its own in `build` and links them into `library`, whose name appears only when it is whole.
 
     Raises:
         BuildError: a compiler is missing or does not fit torch, or it refused; the message holds its first error.
     """
     compiler = host_compiler()
     torch_folder = Path(torch.__file__).parent
-    host = [compiler, *HOST_FLAGS, f"-I{torch_folder / 'include'}", f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"]
+    host = [compiler, *HOST_FLAGS, *processor_flags, f"-I{torch_folder / 'include'}", f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"]
     link = [f"-L{torch_folder / 'lib'}", "-lc10", "-ltorch_cpu", "-ltorch"]
     if cuda:
         nvcc = cuda_compiler()
-        device = [nvcc, "-ccbin", compiler, *CUDA_FLAGS, *architecture_flags()]
+        device = [nvcc, "-ccbin", compiler, *CUDA_FLAGS, *architecture_flags(), f"--threads={len(architectures())}"]
         toolkit = toolkit_flags(nvcc)
         host += [flag for flag in toolkit if flag.startswith("-I")]
         link += [*(flag for flag in toolkit if flag.startswith("-L")), "-lc10_cuda", "-ltorch_cuda", "-lcudart"]
     build.mkdir(parents=True, exist_ok=True)
-    objects = [str(build / f"{Path(file).name}.o") for file in files]
-    commands = [
-        [*(device if file.endswith(".cu") else host), "-c", file, "-o", target] for file, target in zip(files, objects, strict=True)
-    ]
-    with ThreadPoolExecutor(max_workers=build_jobs()) as pool:
-        list(pool.map(run_compiler, commands))
-    unfinished = build / f"{library.name}.{os.getpid()}"
-    run_compiler([compiler, "-shared", "-fopenmp", *objects, *link, "-o", str(unfinished)])
     library.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copy(unfinished, f"{library}.part")
-    os.replace(f"{library}.part", library)
-    for file in (*objects, unfinished):
-        Path(file).unlink()
+    with tempfile.TemporaryDirectory(prefix="objects-", dir=build) as folder, ThreadPoolExecutor(max_workers=build_jobs()) as pool:
+        objects = [f"{folder}/{Path(file).name}.o" for file in files]
+        commands = [
+            [*(device if file.endswith(".cu") else host), "-c", file, "-o", target] for file, target in zip(files, objects, strict=True)
+        ]
+        list(pool.map(run_compiler, commands))
+        linked = f"{folder}/{library.name}"
+        run_compiler([compiler, "-shared", "-fopenmp", *objects, *link, "-o", linked])
+        shutil.copy(linked, f"{library}.part")
+        os.replace(f"{library}.part", library)
 
 
 def run_compiler(command):
@@ -188,7 +221,7 @@ def run_compiler(command):
     try:
         done = subprocess.run(command, check=False, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL)
     except OSError as error:
-        raise BuildError(f"{command[0]} cannot be started ({error.strerror}).") from error
+        raise MachineError(f"{command[0]} cannot be started ({error.strerror}).") from error
     if done.returncode:
         raise BuildError(
             f"compiling failed ({shlex.join(command[:1])} ended with {done.returncode}): {first_error(done.stderr + done.stdout)}."
@@ -212,7 +245,11 @@ def sources(folder, cuda):
 
 def cache_key(folder, cuda):
     """What a compiled library depends on, as 16 hexadecimal digits: sources, flags, torch, processor and the GPUs' architectures."""
-    facts = (torch.__version__, HOST_FLAGS, CUDA_FLAGS, processor(), cuda and architectures())
+    return digest((torch.__version__, HOST_FLAGS, NATIVE, CUDA_FLAGS, processor(), cuda and architectures()), folder)
+
+
+def digest(facts, folder):
+    """16 hexadecimal digits of the facts and of every source of the package."""
     key = hashlib.sha256(repr(facts).encode())
     for file in sorted((Path(folder) / "src").glob("*")):
         key.update(file.read_bytes())
@@ -227,63 +264,83 @@ def processor():
 
 
 def wants_cuda():
-    """True where the CUDA form is compiled: torch has CUDA, and a GPU is visible or TORCH_CUDA_ARCH_LIST says what to compile for."""
-    return torch.version.cuda is not None and (torch.cuda.is_available() or bool(os.environ.get("TORCH_CUDA_ARCH_LIST")))
+    """True where the CUDA form is needed: torch has CUDA and a GPU is visible."""
+    return torch.version.cuda is not None and torch.cuda.is_available()
 
 
 def check_compilers(cuda):
-    """Raises BuildError where a compiler is missing or nvcc does not fit torch."""
+    """Raises MachineError where a compiler is missing, nvcc does not fit torch, or a visible GPU is left out."""
     host_compiler()
     if cuda:
         cuda_compiler()
+        left_out = gpus_left_out(architectures())
+        if left_out:
+            raise MachineError(f"TORCH_CUDA_ARCH_LIST leaves out a GPU of this machine: add {' '.join(left_out)} to it, or unset it.")
 
 
 def host_compiler():
-    """The C++ compiler: CXX, else g++. Raises BuildError where there is none."""
+    """The C++ compiler: CXX, else g++. Raises MachineError where there is none."""
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:
-        raise BuildError(f"no C++ compiler {compiler} is found: install one (apt-get install g++) or name it in CXX.")
+        raise MachineError(f"no C++ compiler {compiler} is found: install one (apt-get install g++) or name it in CXX.")
     return compiler
 
 
 def cuda_compiler():
-    """nvcc: of CUDA_HOME, the PATH or /usr/local/cuda. Raises BuildError where there is none or it is of another CUDA than torch."""
-    folders = [Path(home) / "bin" for home in (os.environ.get("CUDA_HOME"),) if home]
-    candidates = [*folders, *os.environ.get("PATH", "").split(os.pathsep), "/usr/local/cuda/bin"]
-    nvcc = shutil.which("nvcc", path=os.pathsep.join(str(folder) for folder in candidates))
+    """The nvcc whose CUDA has the major version of torch's. Raises MachineError where there is none."""
     wanted = torch.version.cuda
-    if nvcc is None:
-        raise BuildError(f"nvcc is not found: install the CUDA toolkit {wanted} or name its folder in CUDA_HOME.")
-    said = subprocess.run([nvcc, "--version"], check=False, capture_output=True, text=True).stdout
-    found = re.search(r"release (\d+)\.(\d+)", said)
-    if found is None or found[1] != wanted.split(".")[0]:
-        have = f"of CUDA {found[1]}.{found[2]}" if found else "of an unknown CUDA"
-        raise BuildError(
-            f"{nvcc} is {have} but torch was built for {wanted}: install the CUDA toolkit {wanted} or name its folder in CUDA_HOME."
-        )
-    return nvcc
+    found = [(nvcc, nvcc_version(nvcc)) for nvcc in nvcc_candidates(wanted)]
+    for nvcc, version in found:
+        if version and version.split(".")[0] == wanted.split(".")[0]:
+            return nvcc
+    remedy = f"install the CUDA toolkit {wanted} or name its folder in CUDA_HOME."
+    if not found:
+        raise MachineError(f"nvcc is not found: {remedy}")
+    nvcc, version = found[0]
+    raise MachineError(f"{nvcc} is of {f'CUDA {version}' if version else 'an unknown CUDA'} but torch was built for {wanted}: {remedy}")
+
+
+def nvcc_candidates(wanted):
+    """Every nvcc of CUDA_HOME, the PATH and the usual places, first the one that is preferred; `wanted` is a CUDA version or None."""
+    folders = [Path(home) / "bin" for home in (os.environ.get("CUDA_HOME"),) if home]
+    folders += [*os.environ.get("PATH", "").split(os.pathsep), *CUDA_FOLDERS, *([f"/usr/local/cuda-{wanted}/bin"] if wanted else [])]
+    found = (shutil.which("nvcc", path=str(folder)) for folder in folders if str(folder))
+    return list(dict.fromkeys(nvcc for nvcc in found if nvcc))
+
+
+def nvcc_version(nvcc):
+    """The CUDA version that an nvcc states, such as "13.0"; None where it states none."""
+    try:
+        said = subprocess.run([nvcc, "--version"], check=False, capture_output=True, text=True).stdout
+    except OSError:
+        return None
+    found = re.search(r"release (\d+\.\d+)", said)
+    return found and found[1]
 
 
 def architectures():
     """What nvcc compiles for, such as ["9.0"]: TORCH_CUDA_ARCH_LIST, else the capability of each visible GPU."""
-    listed = os.environ.get("TORCH_CUDA_ARCH_LIST")
-    if listed:
-        return re.split(r"[\s;,]+", listed.strip())
-    return sorted({"{}.{}".format(*torch.cuda.get_device_capability(i)) for i in range(torch.cuda.device_count())})
+    visible = sorted({torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())})
+    return listed_architectures() or ["{}.{}".format(*capability) for capability in visible]
+
+
+def listed_architectures():
+    """The entries of TORCH_CUDA_ARCH_LIST, which may be parted by spaces, semicolons or commas."""
+    return [entry for entry in re.split(r"[\s;,]+", os.environ.get("TORCH_CUDA_ARCH_LIST", "")) if entry]
 
 
 def architecture_flags():
-    """nvcc's -gencode flags for `architectures()`; "9.0+PTX" adds the portable form. Raises BuildError on an entry it cannot read."""
+    """nvcc's -gencode flags for `architectures()`; "9.0+PTX" adds the portable form. Raises MachineError on an entry it cannot read."""
     flags = []
     for entry in architectures():
         number = re.fullmatch(r"(\d+)\.(\d[af]?)(\+PTX)?", entry)
         if number is None:
-            raise BuildError(f"TORCH_CUDA_ARCH_LIST holds {entry!r}: write numbers, such as 9.0 or 9.0+PTX.")
+            raise MachineError(f"TORCH_CUDA_ARCH_LIST holds {entry!r}: write numbers, such as 9.0 or 9.0+PTX.")
         name = number[1] + number[2]
         flags += [f"-gencode=arch=compute_{name},code=sm_{name}"]
         flags += [f"-gencode=arch=compute_{name},code=compute_{name}"] if number[3] else []
     if not flags:
-        raise BuildError("no GPU is visible and TORCH_CUDA_ARCH_LIST is not set: set it, such as 9.0.")
+        raise MachineError("no GPU is visible and TORCH_CUDA_ARCH_LIST is not set: set it, such as 9.0.")
     return flags
 
 

@@ -1,4 +1,4 @@
-"""Multi-resolution hash-grid encoding (Mueller et al. 2022) with a CPU and a CUDA form."""
+"""Multi-resolution grid encoding, hashed or tiled (Mueller et al. 2022), with a CPU and a CUDA form."""
 
 from .encoder import GridEncoder, level_layout
 from .ops import (
@@ -6,6 +6,7 @@ from .ops import (
     add_weight_decay_gradient,
     grid_encode,
     grid_encode_backward,
+    grid_encode_backward_positions,
     grid_encode_forward,
 )
 
@@ -15,6 +16,7 @@ __all__ = [
     "add_weight_decay_gradient",
     "grid_encode",
     "grid_encode_backward",
+    "grid_encode_backward_positions",
     "grid_encode_forward",
     "level_layout",
 ]

@@ -1,4 +1,4 @@
-"""The hash grid as a module: its table of trainable features and the layout of its levels."""
+"""The grid encoding as a module: its table of trainable features and the layout of its levels."""
 
 import math
 
@@ -6,13 +6,14 @@ import torch
 from torch import nn
 
 from .ops import grid_encode
+from .reference import check_options
 
 
 def level_layout(dimensions, levels, base_resolution, finest_resolution, log2_table_size):
     """Where each level lies in the table, and how fine it is.
 
-    Level l has ceil(base * s^l) cells along an axis, s = (finest / base)^(1 / (levels - 1)), and min(2^log2_table_size, cells) entries,
-    rounded up to 8 (Mueller et al. 2022, equations 2 and 3).
+    Level l has ceil(base * s^l) entries along an axis, s = (finest / base)^(1 / (levels - 1)), and in the table as many as that makes in D
+    dimensions but at most 2^log2_table_size, rounded up to 8 (Mueller et al. 2022, equations 2 and 3).
 
     Returns:
         offsets: levels + 1 ints, the first entry of each level and, last, the number of entries of the table.
@@ -30,28 +31,44 @@ def level_layout(dimensions, levels, base_resolution, finest_resolution, log2_ta
 
 
 class GridEncoder(nn.Module):
-    """Trainable features on a pyramid of grids, interpolated linearly; coarse levels are dense, fine ones hashed (Mueller et al. 2022).
+    """Trainable features on a pyramid of grids, interpolated; coarse levels are dense, fine ones hashed or tiled (Mueller et al. 2022).
 
     Args:
-        dimensions: D, of the positions (3).
+        dimensions: D, of the positions: 2 or 3.
         levels: L, number of grids.
-        features: F, numbers an entry (2).
-        base_resolution: cells along an axis of the coarsest level.
+        features: F, numbers an entry: 1, 2, 4 or 8.
+        base_resolution: entries along an axis of the coarsest level.
         finest_resolution: of the finest one.
         log2_table_size: a level has at most 2^log2_table_size entries, 3 to 28.
+        gridtype, interpolation, align_corners: as in `grid_encode`.
     Attributes:
         table: parameter [E, F] float32, E entries of all levels.
         offsets: buffer [L + 1] int32, first entry of each level.
-        resolutions: buffer [L] int32, cells along an axis of each level.
+        resolutions: buffer [L] int32, entries along an axis of each level.
+        gridtype, interpolation, align_corners: as given.
         output_size: L * F.
     Raises:
         ValueError: an argument out of range, by name.
     """
 
-    def __init__(self, dimensions=3, levels=16, features=2, base_resolution=16, finest_resolution=2048, log2_table_size=19):
+    def __init__(
+        self,
+        dimensions=3,
+        levels=16,
+        features=2,
+        base_resolution=16,
+        finest_resolution=2048,
+        log2_table_size=19,
+        gridtype="hash",
+        interpolation="linear",
+        align_corners=False,
+    ):
         super().__init__()
-        if (dimensions, features) != (3, 2):
-            raise ValueError(f"dimensions, features: {dimensions}, {features} are not compiled; 3, 2 are")
+        if dimensions not in (2, 3):
+            raise ValueError(f"dimensions must be 2 or 3, not {dimensions}")
+        if features not in (1, 2, 4, 8):
+            raise ValueError(f"features must be 1, 2, 4 or 8, not {features}")
+        check_options(gridtype, interpolation)
         if levels < 1:
             raise ValueError(f"levels must be at least 1, not {levels}")
         if not 3 <= log2_table_size <= 28:
@@ -62,6 +79,7 @@ class GridEncoder(nn.Module):
             )
         offsets, resolutions = level_layout(dimensions, levels, base_resolution, finest_resolution, log2_table_size)
         self.output_size = levels * features
+        self.gridtype, self.interpolation, self.align_corners = gridtype, interpolation, align_corners
         self.register_buffer("offsets", torch.tensor(offsets, dtype=torch.int32), persistent=False)
         self.register_buffer("resolutions", torch.tensor(resolutions, dtype=torch.int32), persistent=False)
         self.table = nn.Parameter(torch.empty(offsets[-1], features))
@@ -73,9 +91,12 @@ class GridEncoder(nn.Module):
 
     def forward(self, positions):
         """positions [M, D] float32 in [0, 1] -> [M, L * F]; float16 under float16 autocast. See `grid_encode`."""
-        return grid_encode(positions, self.table, self.offsets, self.resolutions)
+        return grid_encode(
+            positions, self.table, self.offsets, self.resolutions, self.gridtype, self.interpolation, self.align_corners
+        )
 
     def extra_repr(self):
         resolutions = self.resolutions.tolist()
         entries, features = self.table.shape
-        return f"{len(resolutions)} levels of {resolutions[0]} to {resolutions[-1]} cells, {entries} entries of {features} features"
+        size = f"{len(resolutions)} levels of {resolutions[0]} to {resolutions[-1]} cells, {entries} entries of {features} features"
+        return f"{size}, {self.gridtype}, {self.interpolation}, align_corners={self.align_corners}"

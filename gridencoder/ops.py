@@ -15,86 +15,126 @@ from . import reference
 kernels = load_kernels(__package__, Path(__file__).parent) or reference
 
 
-def grid_encode(positions, table, offsets, resolutions):
-    """Features of a multi-resolution hash grid at the given positions (Mueller et al. 2022, section 3).
+def grid_encode(positions, table, offsets, resolutions, gridtype="hash", interpolation="linear", align_corners=False):
+    """Features of a multi-resolution grid at the given positions (Mueller et al. 2022, section 3).
 
-    An entry sits at the centre of each cell: level l is read at x = position * resolution_l - 0.5, linearly interpolated between the 2^D
-    entries around, constant beyond the outermost centres. A level with at least resolution^D entries is dense (x fastest); any other is
-    indexed by the exclusive or of cell * prime, primes 1, 2654435761, 805459861, and must have a power of two of entries.
+    Level l has resolution_l^D entries on a regular grid over the unit cube and is read at x by interpolation between the 2^D entries
+    around. They sit at the centres of resolution_l cells along an axis: x = position * resolution_l - 0.5, constant beyond the outermost
+    centres. With `align_corners` they sit at the corners of resolution_l - 1 cells: x = position * (resolution_l - 1).
 
-    Differentiable with respect to the table, once. The gradient is accumulated in float32 (float64 for a float64 table) and returned in
-    the table's dtype; on CUDA its summation order, hence its last bits, vary from call to call.
+    A level with at least resolution^D rows in the table is dense, x fastest. Any other must have a power of two of rows. With the gridtype
+    "hash" its index is the exclusive or of cell * prime, primes 1, 2654435761, 805459861 (equation 4); with "tiled" the dense index; either
+    modulo the rows.
+
+    Differentiable with respect to the table and the positions, once. The gradient of the table is accumulated in float32 (float64 for a
+    float64 table) and returned in the table's dtype; on CUDA its summation order, hence its last bits, vary from call to call. That of the
+    positions is computed only where they require it, from the table read again: it must not be changed in between. With "linear" it jumps
+    from cell to cell; it is zero where the value is constant.
 
     Args:
-        positions: [M, D] in [0, 1], float32 (float64 with a float64 table). Outside, or NaN: zero features and no gradient.
-        table: [E, F] float32, float16 or, on the CPU, float64. Under float16 autocast it is read as float16, cast once in this call.
+        positions: [M, D] in [0, 1], float32 (float64 with a float64 table), D 2 or 3. Outside, or NaN: zero features and no gradient.
+        table: [E, F] float32, float16 or, on the CPU, float64; F 1, 2, 4 or 8. Under float16 autocast it is read as float16, cast once in
+            this call.
         offsets: [L + 1] int32, first entry of each level; the last element is E.
-        resolutions: [L] int32, cells along an axis.
+        resolutions: [L] int32, entries along an axis.
+        gridtype: "hash" or "tiled".
+        interpolation: "linear", weights t and 1 - t; or "smoothstep", t replaced by 3 t^2 - 2 t^3, which has a continuous derivative.
+        align_corners: whether entries sit at the corners of cells, not at their centres.
     Returns:
         [M, L * F], levels outermost, of the dtype in which the table is read.
     Raises:
-        ValueError, TypeError: an argument of wrong shape, device or dtype, by name; positions that require a gradient.
+        ValueError, TypeError: an argument of wrong shape, device, dtype or value, by name. Offsets and resolutions that do not fit the
+            table are named on the CPU; on CUDA, where reading them would wait for the device, a level outside the table gives zeros.
     """
-    if positions.requires_grad and torch.is_grad_enabled():
-        raise ValueError("positions require a gradient, which grid_encode does not give: pass positions.detach()")
-    return GridEncode.apply(positions, table, offsets, resolutions)
+    return GridEncode.apply(positions, table, offsets, resolutions, gridtype, interpolation, align_corners)
 
 
 class GridEncode(torch.autograd.Function):
-    """Ties `grid_encode_forward` to `grid_encode_backward`; the table itself is not kept for the backward pass."""
+    """Ties `grid_encode_forward` to its two gradients; the table is kept for the backward pass only where the positions need theirs."""
 
     @staticmethod
-    def forward(ctx, positions, table, offsets, resolutions):
+    def forward(ctx, positions, table, offsets, resolutions, *options):
         device = positions.device.type
         half = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
-        ctx.save_for_backward(positions, offsets, resolutions)
-        ctx.table_shape, ctx.table_dtype = table.shape, table.dtype
-        return grid_encode_forward(positions, table.half() if half else table, offsets, resolutions)
+        ctx.table_shape, ctx.table_dtype, ctx.options = table.shape, table.dtype, options
+        table = table.half() if half else table
+        ctx.save_for_backward(positions, offsets, resolutions, table if ctx.needs_input_grad[0] else None)
+        return grid_encode_forward(positions, table, offsets, resolutions, *options)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        positions, offsets, resolutions = ctx.saved_tensors
-        gradient = grid_encode_backward(grad, positions, offsets, resolutions, *ctx.table_shape)
-        return None, gradient.to(ctx.table_dtype), None, None
+        positions, offsets, resolutions, table = ctx.saved_tensors
+        of_positions = of_table = None
+        if ctx.needs_input_grad[0]:
+            of_positions = grid_encode_backward_positions(grad, positions, table, offsets, resolutions, *ctx.options)
+        if ctx.needs_input_grad[1]:
+            of_table = grid_encode_backward(grad, positions, offsets, resolutions, *ctx.table_shape, *ctx.options).to(ctx.table_dtype)
+        return of_positions, of_table, None, None, None, None, None
 
 
-def grid_encode_forward(positions, table, offsets, resolutions):
+def grid_encode_forward(positions, table, offsets, resolutions, gridtype="hash", interpolation="linear", align_corners=False):
     """The raw forward operator: `grid_encode` without differentiation and without autocast."""
-    return kernels.grid_encode_forward(positions, table, offsets, resolutions)
+    return kernels.grid_encode_forward(positions, table, offsets, resolutions, gridtype, interpolation, align_corners)
 
 
-def grid_encode_backward(grad, positions, offsets, resolutions, entries, features):
+def grid_encode_backward(
+    grad, positions, offsets, resolutions, entries, features, gridtype="hash", interpolation="linear", align_corners=False
+):
     """The raw backward operator: gradient with respect to the table.
 
     Args:
         grad: [M, L * F] float32, float16 or, on the CPU, float64. A sample's level whose gradient is all zero costs no memory traffic.
-        positions, offsets, resolutions: as in `grid_encode`.
         entries, features: E and F of the table.
+        The others: as in `grid_encode`.
     Returns:
         [E, F] float32 (float64 for a float64 gradient).
+    Raises: as `grid_encode`.
     """
-    return kernels.grid_encode_backward(grad, positions, offsets, resolutions, entries, features)
+    return kernels.grid_encode_backward(
+        grad, positions, offsets, resolutions, entries, features, gridtype, interpolation, align_corners
+    )
 
 
-def add_total_variation_gradient(table, gradient, offsets, resolutions, positions, weight):
+def grid_encode_backward_positions(
+    grad, positions, table, offsets, resolutions, gridtype="hash", interpolation="linear", align_corners=False
+):
+    """The raw backward operator: gradient with respect to the positions, exact derivative of the interpolation; repeatable bit for bit.
+
+    Args:
+        grad: [M, L * F] in the table's dtype.
+        The others: as in `grid_encode`.
+    Returns:
+        [M, D] in the dtype of the positions; zero for positions outside [0, 1] or NaN.
+    Raises: as `grid_encode`.
+    """
+    return kernels.grid_encode_backward_positions(
+        grad, positions, table, offsets, resolutions, gridtype, interpolation, align_corners
+    )
+
+
+def add_total_variation_gradient(
+    table, gradient, offsets, resolutions, positions, weight, gridtype="hash", align_corners=False
+):
     """Adds to `gradient`, in place, the gradient with respect to the table of the total variation around the given positions,
 
         weight / P * sum over positions p, levels l, axes d of | table_l[c] - table_l[c + e_d] |^2,
 
-    where c = floor(p * resolution_l) is the cell that contains p and e_d one step along axis d; terms whose c + e_d lies beyond the grid,
-    and positions outside [0, 1] or NaN, are absent (P counts them all the same).
+    where c is the cell that contains p, floor(p * resolution_l) or, with aligned corners, floor(p * (resolution_l - 1)), and e_d one step
+    along axis d; terms whose c + e_d lies beyond the grid, and positions outside [0, 1] or NaN, are absent (P counts them all the same).
 
     Args:
         table: [E, F] float32 or, on the CPU, float64.
         gradient: like the table, contiguous, changed in place.
-        offsets, resolutions: as in `grid_encode`.
+        offsets, resolutions, gridtype, align_corners: as in `grid_encode`; the interpolation plays no part.
         positions: [P, D] in the table's dtype.
         weight: [1] float32 on the same device, so that a loss scale kept on the device can be folded in.
     Raises:
-        ValueError, TypeError: an argument of wrong shape, device or dtype, by name.
+        ValueError, TypeError: an argument of wrong shape, device, dtype or value, by name.
     """
-    kernels.add_total_variation_gradient(table.detach(), gradient, offsets, resolutions, positions, weight)
+    kernels.add_total_variation_gradient(
+        table.detach(), gradient, offsets, resolutions, positions, weight, gridtype, align_corners
+    )
 
 
 def add_weight_decay_gradient(table, gradient, offsets, weight):
@@ -112,15 +152,19 @@ def register_shapes():
     """Tells torch the operators' results without running them, for torch.compile, export and opcheck."""
 
     @torch.library.register_fake("gridencoder::grid_encode_forward")
-    def _(positions, table, offsets, resolutions):
+    def _(positions, table, offsets, resolutions, gridtype="hash", interpolation="linear", align_corners=False):
         return table.new_empty(positions.shape[0], resolutions.shape[0] * table.shape[1])
 
     @torch.library.register_fake("gridencoder::grid_encode_backward")
-    def _(grad, positions, offsets, resolutions, entries, features):
+    def _(grad, positions, offsets, resolutions, entries, features, gridtype="hash", interpolation="linear", align_corners=False):
         return positions.new_empty(entries, features)
 
+    @torch.library.register_fake("gridencoder::grid_encode_backward_positions")
+    def _(grad, positions, table, offsets, resolutions, gridtype="hash", interpolation="linear", align_corners=False):
+        return positions.new_empty(positions.shape)
+
     @torch.library.register_fake("gridencoder::add_total_variation_gradient")
-    def _(table, gradient, offsets, resolutions, positions, weight):
+    def _(table, gradient, offsets, resolutions, positions, weight, gridtype="hash", align_corners=False):
         return None
 
     @torch.library.register_fake("gridencoder::add_weight_decay_gradient")

@@ -4,6 +4,7 @@ from .ops import (
     composite_rays,
     composite_rays_train,
     contract,
+    flatten_rays,
     generate_rays,
     march_rays,
     march_rays_train,
@@ -11,12 +12,14 @@ from .ops import (
     morton3D_invert,
     near_far_from_aabb,
     packbits,
+    sph_from_ray,
 )
 
 __all__ = [
     "composite_rays",
     "composite_rays_train",
     "contract",
+    "flatten_rays",
     "generate_rays",
     "march_rays",
     "march_rays_train",
@@ -24,4 +27,5 @@ __all__ = [
     "morton3D_invert",
     "near_far_from_aabb",
     "packbits",
+    "sph_from_ray",
 ]

@@ -3,6 +3,7 @@
 import torch
 
 MAX_CHANNELS = 16
+MAX_CASCADES = 64
 
 
 def check_tensors(**expected):
@@ -43,12 +44,16 @@ def check_at_least(least, **numbers):
             raise ValueError(f"{name} must be at least {least}, got {number}")
 
 
-def check_march(bitfield, bound, cascades, grid_size, dt_gamma, max_steps):
+def check_march(bitfield, bound, cascades, grid_size, contract, dt_gamma, max_steps):
     """Checks the settings that every march takes; see `march_rays_train` for what they mean."""
     check_at_least(0, dt_gamma=dt_gamma)
     check_at_least(1, cascades=cascades, max_steps=max_steps)
+    if cascades > MAX_CASCADES:
+        raise ValueError(f"cascades must be at most {MAX_CASCADES}, got {cascades}")
     if not 0 < bound < float("inf"):
         raise ValueError(f"bound must be positive and finite, got {bound}")
+    if contract and bound != 2:
+        raise ValueError(f"bound must be 2 with contract, the half side of contracted space, got {bound}")
     if grid_size not in (4, 8, 16, 32, 64, 128, 256, 512, 1024):
         raise ValueError(f"grid_size must be a power of two from 4 to 1024 (the order of the cells is Morton's), got {grid_size}")
     check_tensors(bitfield=(bitfield, torch.uint8, (cascades * grid_size**3 // 8,)))

@@ -5,8 +5,8 @@ import torch
 
 def register_fakes():
     """Registers the fake form of each operator; the library must be loaded."""
-    for fake in (generate_rays, near_far_from_aabb, morton3D, morton3D_invert, packbits, contract, march_rays_train, march_rays,
-                 composite_rays_train_forward, composite_rays_train_backward, composite_rays):  # fmt: skip
+    for fake in (generate_rays, near_far_from_aabb, morton3D, morton3D_invert, packbits, contract, flatten_rays, sph_from_ray,
+                 march_rays_train, march_rays, composite_rays_train_forward, composite_rays_train_backward, composite_rays):  # fmt: skip
         torch.library.register_fake(f"raymarching::{fake.__name__}", fake)
 
 
@@ -32,6 +32,14 @@ def packbits(density, threshold):
 
 def contract(positions):
     return torch.empty_like(positions, memory_format=torch.contiguous_format)
+
+
+def flatten_rays(rays, samples):
+    return rays.new_empty(samples)
+
+
+def sph_from_ray(origins, directions, radius):
+    return origins.new_empty(origins.shape[0], 2)
 
 
 def march_rays_train(origins, directions, near, far, noise, num_rays, bitfield, *, capacity, **settings):

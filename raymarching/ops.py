@@ -104,15 +104,52 @@ def contract(positions):
     return kernels.contract(positions)
 
 
+def flatten_rays(rays, samples):
+    """The ray of each packed sample: the inverse of `rays`.
+
+    Args:
+        rays: [N, 2] int32 = (first, count); rays share no samples. A row that points outside the samples counts as empty.
+        samples: M, rows of the sample buffers.
+    Returns:
+        [M] int32, -1 where a sample belongs to no ray.
+    Raises:
+        ValueError: samples is negative or needs more than 31 bits.
+    """
+    check_tensors(rays=(rays, torch.int32, (None, 2)))
+    if not 0 <= samples < 2**31:
+        raise ValueError(f"samples must be from 0 to 2^31 - 1 rows, got {samples}")
+    return kernels.flatten_rays(rays, samples)
+
+
+def sph_from_ray(origins, directions, radius):
+    """Where each ray leaves a sphere around the origin, as angles: the coordinates of a background texture (NeRF++, arXiv 2010.07492).
+
+    Args:
+        origins, directions: [N, 3]; directions of any length.
+        radius: of the sphere, in world units.
+    Returns:
+        [N, 2] in [-1, 1]: 2 theta / pi - 1 with theta the angle from +y, and phi / pi with phi the azimuth from +x towards +z. NaN for a
+        ray that misses the sphere or is NaN. Not differentiable.
+    Raises:
+        ValueError: radius is not positive.
+    """
+    check_tensors(origins=(origins, torch.float32, (None, 3)), directions=(directions, torch.float32, (_rows(origins, "origins"), 3)))
+    if not 0 < radius < float("inf"):
+        raise ValueError(f"radius must be positive and finite, got {radius}")
+    return kernels.sph_from_ray(origins, directions, radius)
+
+
 def march_rays_train(
     origins, directions, near, far, noise, num_rays, bitfield, *, bound, cascades, grid_size, contract, dt_gamma, max_steps, capacity
 ):
     """Samples in the occupied cells along each ray, packed in ray order into buffers of fixed capacity. Nothing is read by the host.
 
-    Steps are dt = clamp(t dt_gamma, 2 sqrt(3) / max_steps, 2 sqrt(3) bound / grid_size), from near + noise dt(near) on while a step
-    starts before far; which cells are skipped does not move the later steps. A sample belongs to the cell around its middle. Cascade c
-    covers the cube of half side min(2^c, bound); a sample looks in the smallest that holds it and whose cells are no smaller than its
-    step. A ray is kept when all its samples and those of all rays before it fit the capacity.
+    Steps are t_{k+1} = t_k + dt_k with dt_k = clamp(t_k dt_gamma, 2 sqrt(3) / max_steps, 2 sqrt(3) bound / grid_size), from near + noise
+    dt(near) on while a step starts before far. They do not depend on what is occupied, so that many steps of a ray can be looked at at
+    once. In groups of 32 they are computed in closed form where dt is constant or grows throughout, which rounds less. A step is a sample
+    where the cell around its middle is occupied. Cascade c covers the cube of half side min(2^c, bound); a sample looks in the smallest
+    that holds it and whose cells are no smaller than its step. A ray is kept when all its samples and those of all rays before it fit
+    the capacity. A ray with a NaN or infinite origin or direction, or a NaN near, far or noise, takes no samples.
 
     Args:
         origins, directions: [N, 3].
@@ -121,10 +158,10 @@ def march_rays_train(
         num_rays: [1] int32; rays from this index on take no samples.
         bitfield: uint8 [cascades grid_size^3 / 8] from `packbits`, cells in Morton order.
         bound: half side of the scene's cube; 2 with `contract`.
-        cascades, grid_size: of the occupancy grid; grid_size is a power of two.
+        cascades, grid_size: of the occupancy grid; at most 64 cascades, grid_size a power of two from 4 to 1024.
         contract: look up and report contracted positions.
         dt_gamma: growth of the step with distance; 0 = constant.
-        max_steps: most samples a ray.
+        max_steps: most samples a ray; at least 1.
         capacity: M, rows of the sample buffers.
     Returns:
         positions [M, 3], directions [M, 3], t [M], dt [M], ray_index [M] int32 (-1 = padding; all else in a padding row is 0),
@@ -140,7 +177,7 @@ def march_rays_train(
         num_rays=(num_rays, torch.int32, (1,)),
         bitfield=(bitfield, torch.uint8, (None,)),
     )
-    check_march(bitfield, bound, cascades, grid_size, dt_gamma, max_steps)
+    check_march(bitfield, bound, cascades, grid_size, contract, dt_gamma, max_steps)
     if not 0 <= capacity < 2**31:
         raise ValueError(f"capacity must be from 0 to 2^31 - 1 rows, got {capacity}")
     return kernels.march_rays_train(
@@ -172,6 +209,7 @@ def composite_rays_train(density, features, t, dt, rays, T_thresh):
     alpha = 1 - exp(-density dt), weight = T alpha with T the product of (1 - alpha) before. Once T is below T_thresh, later samples
     have weight and gradient 0; the sample that crosses still counts. Infinite density is an opaque sample with gradient 0.
     Differentiable once with respect to density and features, through any gradient at the four outputs. Float64 throughout on the CPU also.
+    Half density or features are widened: all arithmetic and all outputs are float32, and their gradients come back in half.
 
     Args:
         density: [M] >= 0.
@@ -182,6 +220,7 @@ def composite_rays_train(density, features, t, dt, rays, T_thresh):
     Returns:
         composited [N, K] = sum w f, opacity [N] = sum w, depth [N] = sum w t (not divided by opacity), weights [M].
     """
+    density, features = _widened(density), _widened(features)
     dtype = torch.float64 if getattr(density, "dtype", None) == torch.float64 else torch.float32
     samples = _rows(density, "density")
     check_tensors(
@@ -217,7 +256,7 @@ def march_rays(
         far=(far, torch.float32, (rays,)),
         bitfield=(bitfield, torch.uint8, (None,)),
     )
-    check_march(bitfield, bound, cascades, grid_size, dt_gamma, max_steps)
+    check_march(bitfield, bound, cascades, grid_size, contract, dt_gamma, max_steps)
     check_at_least(1, steps=steps)
     return kernels.march_rays(
         alive, t_now, origins, directions, far, bitfield, steps=steps, bound=bound, cascades=cascades, grid_size=grid_size,
@@ -231,10 +270,11 @@ def composite_rays(alive, t_now, t_next, density, features, t, dt, composited, o
     Args:
         alive: [A] int32, changed: -1 where the ray is finished (T below T_thresh, or fewer than `steps` samples were left).
         t_now: [N], changed: t_next of each ray of this round.
-        t_next: [A]; density [A steps], features [A steps, K], t and dt [A steps].
+        t_next: [A]; density [A steps], features [A steps, K], t and dt [A steps]; density or features may be half.
         composited [N, K], opacity [N], depth [N]: changed; zeros before the first round.
         T_thresh: transmittance at which a ray stops.
     """
+    density, features = _widened(density), _widened(features)
     alive_rays, rays, samples = _rows(alive, "alive"), _rows(t_now, "t_now"), _rows(density, "density")
     check_tensors(
         alive=(alive, torch.int32, (alive_rays,)),
@@ -259,6 +299,11 @@ def _rows(tensor, name):
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
     return tensor.shape[0] if tensor.dim() else None
+
+
+def _widened(tensor):
+    """Half as float32, anything else as it is (for the checks to judge)."""
+    return tensor.float() if isinstance(tensor, torch.Tensor) and tensor.dtype == torch.float16 else tensor
 
 
 def _check_channels(features):

@@ -5,6 +5,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from kernel_build import setup_package
+from kernel_setup import setup_package
 
 setup_package(__file__, "Rays, occupancy marching and compositing for PyTorch, CPU and CUDA")

@@ -32,19 +32,29 @@ step() {
     echo "== $* (${SECONDS} s so far)"
 }
 
-# A GPU is used when torch can use it and nvcc is there to compile the kernels for it.
+# A GPU is used when torch can use it and the kernels can be compiled for it.
 choose_device() {
     "$PYTHON" - <<'PYTHON_END'
+import sys
+
 import torch
 
-from kernel_build import wants_cuda
+from kernel_build import BuildError, check_compilers
 
-print("cpu" if not torch.cuda.is_available() else "cuda" if wants_cuda() else "no-nvcc")
+device = "cuda" if torch.cuda.is_available() else "cpu"
+if device == "cuda":
+    try:
+        check_compilers(True)
+    except BuildError as error:
+        print(f"There is a GPU, but {error} Going on with the CPU.", file=sys.stderr)
+        device = "cpu"
+print(device)
 PYTHON_END
 }
 
-# The pictures are of a closed room, so nothing may be left empty: --background random.
-FLAGS=(-O --background random)
+# The pictures are of a closed room, so nothing may be left empty: --background random. They are also small, and a table of the size that a
+# GPU trains large photos with would learn them by heart instead of the room.
+FLAGS=(-O --background random --log2_table_size 15)
 
 train() {
     local workspace=$1
@@ -57,10 +67,6 @@ step "1/6 Python packages"
 require_compiler
 if [ "$SYSTEM" = yes ]; then use_system_python; else use_virtual_environment; fi
 DEVICE=$(choose_device)
-if [ "$DEVICE" = no-nvcc ]; then
-    echo "There is a GPU but no nvcc to compile the kernels for it: going on with the CPU. To use the GPU, install the CUDA toolkit that torch was built for ($("$PYTHON" -c 'import torch; print(torch.version.cuda)'))."
-    DEVICE=cpu
-fi
 echo "$("$PYTHON" --version), torch $("$PYTHON" -c 'import torch; print(torch.__version__)'), device $DEVICE"
 
 step "2/6 Demo scene"

@@ -6,7 +6,7 @@ from .ops import check_degree, sh_encode
 
 
 class SHEncoder(nn.Module):
-    """Real spherical harmonics of all orders below `degree` (1 to 4); `output_size` = degree^2. See `sh_encode`."""
+    """Real spherical harmonics of all orders below `degree` (1 to 8); `output_size` = degree^2. See `sh_encode`."""
 
     def __init__(self, degree=4):
         super().__init__()

@@ -9,6 +9,7 @@ from kernel_build import load_kernels
 
 from . import reference
 
+MAX_DEGREE = 8  # as in src/shencoder_math.h
 kernels = load_kernels(__package__, Path(__file__).parent) or reference
 
 
@@ -26,7 +27,7 @@ def sh_encode(directions, degree):
 
     Args:
         directions: [M, 3] unit vectors, float32 or, on the CPU, float64.
-        degree: 1 to 4.
+        degree: 1 to 8.
     Returns:
         [M, degree^2] in the dtype of the directions; under float16 autocast float16, which halves what the next layer reads and would
         round to anyway (the polynomials are computed in float32, and so is the gradient).
@@ -66,9 +67,9 @@ def sh_encode_backward(grad, directions, degree):
 
 
 def check_degree(degree):
-    """Raises ValueError unless degree is 1 to 4."""
-    if degree not in (1, 2, 3, 4):
-        raise ValueError(f"degree must be 1, 2, 3 or 4, not {degree}")
+    """Raises ValueError unless degree is a whole number from 1 to 8."""
+    if not isinstance(degree, int) or not 1 <= degree <= MAX_DEGREE:
+        raise ValueError(f"degree must be 1 to {MAX_DEGREE}, not {degree}")
 
 
 def register_shapes():

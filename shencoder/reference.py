@@ -1,34 +1,25 @@
-"""The raw operators in plain PyTorch: the polynomials written out one by one, which the compiled recurrence is tested against.
+"""The raw operators in plain PyTorch, from the closed form of the polynomials, which the compiled recurrences are tested against.
 
 Same names, arguments and results as in `ops`; serves where nothing can be compiled.
 """
+
+from math import comb, factorial, perm, pi, sqrt
 
 import torch
 
 
 def sh_encode_forward(directions, degree, dtype):
-    """[M, 3] -> [M, degree^2] of `dtype`; differentiable by autograd. The constants are square roots of rationals over pi."""
+    """[M, 3] -> [M, degree^2] of `dtype`; differentiable by autograd."""
     x, y, z = directions.unbind(1)
-    one = torch.ones_like(x)
-    columns = [
-        0.28209479177387814 * one,
-        -0.4886025119029199 * y,
-        0.4886025119029199 * z,
-        -0.4886025119029199 * x,
-        1.0925484305920792 * x * y,
-        -1.0925484305920792 * y * z,
-        0.31539156525252005 * (3 * z * z - 1),
-        -1.0925484305920792 * x * z,
-        0.5462742152960396 * (x * x - y * y),
-        -0.5900435899266435 * y * (3 * x * x - y * y),
-        2.890611442640554 * x * y * z,
-        -0.4570457994644658 * y * (5 * z * z - 1),
-        0.3731763325901154 * z * (5 * z * z - 3),
-        -0.4570457994644658 * x * (5 * z * z - 1),
-        1.445305721320277 * z * (x * x - y * y),
-        -0.5900435899266435 * x * (x * x - 3 * y * y),
-    ]
-    return torch.stack(columns[: degree**2], 1).to(dtype)
+    cosine, sine = [torch.ones_like(x), x], [torch.zeros_like(x), y]  # (x + i y)^m
+    for _ in range(2, degree):
+        cosine, sine = [*cosine, x * cosine[-1] - y * sine[-1]], [*sine, x * sine[-1] + y * cosine[-1]]
+    columns = []
+    for order in range(degree):
+        for m in range(-order, order + 1):
+            turn = cosine[m] if m >= 0 else sine[-m]
+            columns.append(polynomial(legendre_derivative(order, abs(m)), z) * turn)
+    return torch.stack(columns, 1).to(dtype)
 
 
 def sh_encode_backward(grad, directions, degree):
@@ -39,3 +30,21 @@ def sh_encode_backward(grad, directions, degree):
         variable = directions.detach().requires_grad_()
         output = sh_encode_forward(variable, degree, directions.dtype)
         return torch.autograd.grad(output, variable, grad.to(directions.dtype))[0]
+
+
+def legendre_derivative(order, m):
+    """Coefficients of N_lm (-1)^m d^m P_l / dz^m, the constant one first, from P_l = 2^-l sum_k (-1)^k C(l, k) C(2l - 2k, l) z^(l - 2k)."""
+    norm = sqrt((2 - (m == 0)) * (2 * order + 1) / (4 * pi) * factorial(order - m) / factorial(order + m))
+    coefficients = [0.0] * (order - m + 1)
+    for k in range((order - m) // 2 + 1):
+        power = order - 2 * k
+        coefficients[power - m] = norm * (-1) ** (m + k) * comb(order, k) * comb(order + power, order) / 2**order * perm(power, m)
+    return coefficients
+
+
+def polynomial(coefficients, z):
+    """The polynomial at z, by Horner's rule."""
+    value = torch.full_like(z, coefficients[-1])
+    for coefficient in coefficients[-2::-1]:
+        value = value * z + coefficient
+    return value

@@ -215,15 +215,19 @@ def forward_case(**change):
     [
         ({"positions": torch.rand(9, 3).double()}, "positions", TypeError),
         ({"positions": torch.rand(27)}, "positions", ValueError),
-        ({"positions": torch.rand(9, 2)}, "2 features in 2 dimensions", ValueError),
+        ({"positions": torch.rand(9, 4)}, "4 dimensions", ValueError),
         ({"table": torch.zeros(10000, 3)}, "3 features", ValueError),
+        ({"table": torch.zeros(10000, 0)}, "0 features", ValueError),
         ({"table": torch.zeros(10000, 2, dtype=torch.int32)}, "table", TypeError),
         ({"table": torch.zeros(100, 2)}, "level", ValueError),
         ({"offsets": torch.zeros(7)}, "offsets", TypeError),
         ({"offsets": torch.zeros(5, dtype=torch.int32)}, "offsets", ValueError),
         ({"offsets": torch.zeros(7, dtype=torch.int32)}, "level", ValueError),
         ({"resolutions": torch.zeros(6, dtype=torch.int64)}, "resolutions", TypeError),
-        ({"positions": torch.rand(9, 3, requires_grad=True)}, "positions", ValueError),
+        ({"resolutions": torch.tensor([4, 6, 0, 15, 24, 40], dtype=torch.int32)}, "resolutions: level 2", ValueError),
+        ({"offsets": torch.tensor([0, 60, 400, 1424, 2448, 3472, 4496], dtype=torch.int32)}, "not a power of two", ValueError),
+        ({"gridtype": "dense"}, "gridtype", ValueError),
+        ({"interpolation": "cubic"}, "interpolation", ValueError),
     ],
 )
 def test_bad_arguments_are_named(change, word, kind):
@@ -245,7 +249,16 @@ def test_bad_gradients_are_named():
 
 
 @pytest.mark.parametrize(
-    "change", [{"levels": 0}, {"features": 3}, {"dimensions": 4}, {"log2_table_size": 40}, {"base_resolution": 64, "finest_resolution": 32}]
+    "change",
+    [
+        {"levels": 0},
+        {"features": 3},
+        {"dimensions": 4},
+        {"log2_table_size": 40},
+        {"base_resolution": 64, "finest_resolution": 32},
+        {"gridtype": "dense"},
+        {"interpolation": "cubic"},
+    ],
 )
 def test_bad_module_arguments_are_named(change):
     with pytest.raises(ValueError, match="|".join([*change, "resolutions"])):

@@ -188,11 +188,40 @@ def test_contract():
     assert torch.equal(raymarching.contract(torch.tensor([[0.3, -1.0, 1.0]])), torch.tensor([[0.3, -1.0, 1.0]]))
 
 
+def test_flatten_rays_inverts_the_packing():
+    rays = torch.tensor([[4, 3], [0, 0], [0, 2], [-1, 2], [9, 5], [7, 1], [3, -4]], dtype=torch.int32)
+    expected = [2, 2, -1, -1, 0, 0, 0, 5, -1, -1, -1]
+    assert raymarching.flatten_rays(rays, 11).tolist() == reference.flatten_rays(rays, 11).tolist() == expected
+    count = torch.randint(0, 50, (1000,))
+    rays = torch.stack([count.cumsum(0) - count, count], 1).int()
+    assert torch.equal(raymarching.flatten_rays(rays, int(count.sum())).long(), torch.arange(1000).repeat_interleave(count))
+
+
+def test_sphere_coordinates():
+    origins, directions, _ = boxed_rays()
+    origins, directions = origins / 3, directions * torch.rand(len(origins), 1)
+    ours, twin = raymarching.sph_from_ray(origins, directions, 4.0), reference.sph_from_ray(origins, directions, 4.0)
+    assert torch.allclose(ours, twin, atol=1e-5, equal_nan=True)
+    assert ours[[5, 6, 8]].isnan().all()
+    theta, phi = (ours[:, 0] + 1) / 2 * np.pi, ours[:, 1] * np.pi
+    point = 4 * torch.stack([theta.sin() * phi.cos(), theta.cos(), theta.sin() * phi.sin()], 1)
+    along = ((point - origins) * directions).sum(1, keepdim=True) / directions.square().sum(1, keepdim=True)
+    good = (directions.norm(dim=1) > 0.01) & ours.isfinite().all(1)
+    assert good.sum() > 1900
+    assert (along[good] > 0).all() and torch.allclose((origins + along * directions)[good], point[good], atol=1e-3)
+    centre = torch.zeros(3, 3), torch.tensor([[0.0, 1, 0], [1, 0, 0], [0, 0, 1]])
+    assert torch.allclose(raymarching.sph_from_ray(*centre, 1.0), torch.tensor([[-1.0, 0], [0, 0], [0, 0.5]]), atol=1e-6)
+    assert raymarching.sph_from_ray(torch.tensor([[0.0, 5, 0]]), torch.tensor([[1.0, 0, 0]]), 1.0).isnan().all()  # misses
+
+
 def test_empty_inputs():
     none = torch.zeros(0, 3)
     assert [x.shape for x in raymarching.near_far_from_aabb(none, none, torch.zeros(6), 0.1)] == [(0,), (0,)]
     assert raymarching.morton3D(none.int()).shape == (0,) and raymarching.morton3D_invert(torch.zeros(0, dtype=torch.int32)).shape == (0, 3)
     assert raymarching.packbits(torch.zeros(0), torch.zeros(1)).shape == (0,) and raymarching.contract(none).shape == (0, 3)
+    assert raymarching.sph_from_ray(none, none, 1.0).shape == (0, 2)
+    assert raymarching.flatten_rays(torch.zeros(0, 2).int(), 3).tolist() == [-1, -1, -1]
+    assert raymarching.flatten_rays(torch.zeros(2, 2).int(), 0).shape == (0,)
     cameras = mixed_cameras()
     assert raymarching.generate_rays(cameras[0][:0], cameras[1][:0], *cameras[2:])[1].shape == (0, 3)
 
@@ -209,6 +238,8 @@ def test_opcheck():
         (raw.morton3D_invert, (torch.randint(99, (4,), dtype=torch.int32),)),
         (raw.packbits, (torch.randn(16), torch.zeros(1))),
         (raw.contract, (origins,)),
+        (raw.flatten_rays, (torch.tensor([[1, 2], [0, 1]], dtype=torch.int32), 4)),
+        (raw.sph_from_ray, (origins * 0.1, directions, 2.0)),
     ]:
         torch.library.opcheck(operator, arguments)
 
@@ -227,6 +258,10 @@ def test_opcheck():
         ("packbits", 0, torch.zeros(12), (ValueError, "density must hold a multiple of 8")),
         ("packbits", 1, torch.tensor(0.1), (ValueError, "threshold")),
         ("contract", 0, torch.zeros(4, 2), (ValueError, "positions")),
+        ("flatten_rays", 0, torch.zeros(4, 2), (TypeError, "rays")),
+        ("flatten_rays", 1, -1, (ValueError, "samples")),
+        ("sph_from_ray", 1, torch.zeros(3, 3), (ValueError, "directions")),
+        ("sph_from_ray", 2, 0.0, (ValueError, "radius")),
     ],
 )
 def test_bad_arguments_are_named(operator, position, wrong, error):
@@ -237,6 +272,8 @@ def test_bad_arguments_are_named(operator, position, wrong, error):
         "morton3D_invert": (torch.zeros(4).int(),),
         "packbits": (torch.zeros(16), torch.zeros(1)),
         "contract": (torch.zeros(4, 3),),
+        "flatten_rays": (torch.zeros(4, 2).int(), 5),
+        "sph_from_ray": (torch.zeros(4, 3), torch.zeros(4, 3), 1.0),
     }[operator]
     arguments = list(good)
     arguments[position] = wrong
@@ -255,6 +292,8 @@ def test_cuda_equals_cpu():
         (raymarching.morton3D_invert, (raymarching.morton3D(coords),), 0),
         (raymarching.packbits, (torch.randn(80000), torch.zeros(1)), 0),
         (raymarching.contract, (origins * 5,), 0),
+        (raymarching.flatten_rays, (torch.tensor([[5, 90], [0, 2], [-1, 3]], dtype=torch.int32), 100), 0),
+        (raymarching.sph_from_ray, (origins / 3, directions, 4.0), 3e-6),
     ]:
         on_cpu = operator(*arguments)
         on_cuda = operator(*(x.cuda() if isinstance(x, torch.Tensor) else x for x in arguments))

@@ -94,6 +94,38 @@ def test_gradcheck(channels):
     assert torch.autograd.gradcheck(lambda *x: raymarching.composite_rays_train(*x, data["t"], data["dt"], data["rays"], 1e-4), leaves)
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_half_is_composited_in_float32(device):
+    data = {name: value.to(device) for name, value in medium().items()}
+    half = {**data, "density": data["density"].half(), "features": data["features"].half()}
+    widened = {**half, "density": half["density"].float(), "features": half["features"].float()}
+    ours, theirs = (raymarching.composite_rays_train(**x, T_thresh=1e-4) for x in (half, widened))
+    for one, other in zip(ours, theirs):
+        assert one.dtype == torch.float32 and torch.equal(one, other)
+    for one, other in zip(
+        gradients(raymarching.composite_rays_train, half, 1e-4), gradients(reference.composite_rays_train_forward, widened, 1e-4)
+    ):
+        assert one.dtype == torch.float16 and torch.allclose(one.float(), other, atol=1e-4, rtol=1e-3)
+
+
+def test_nan_stays_in_its_ray():
+    data = medium(rays=6)
+    clean = raymarching.composite_rays_train(**data, T_thresh=1e-4)
+    data["features"][data["rays"][1, 0]] = math.nan
+    spoilt = raymarching.composite_rays_train(**data, T_thresh=1e-4)
+    assert spoilt[0][1].isnan().all() and not spoilt[0][2:].isnan().any()
+    assert torch.equal(spoilt[0][2:], clean[0][2:]) and all(torch.equal(one, other) for one, other in zip(spoilt[1:], clean[1:]))
+
+
+def test_any_layout_is_taken():
+    data = medium(channels=3)
+    strided = {**data, "features": data["features"].t().contiguous().t(), "density": torch.stack([data["density"]] * 2, 1)[:, 0]}
+    ours, theirs = (raymarching.composite_rays_train(**x, T_thresh=1e-4) for x in (data, strided))
+    assert all(torch.equal(one, other) for one, other in zip(ours, theirs))
+    ours, theirs = (gradients(raymarching.composite_rays_train, x, 1e-4) for x in (data, strided))
+    assert all(torch.equal(one, other) for one, other in zip(ours, theirs))
+
+
 def test_gradient_stays_accurate_where_little_light_is_left():
     """float32 against float64 sample by sample, deep inside a ray: running sums subtracted from a total would lose these digits."""
     data = medium(rays=20, longest=300, dtype=torch.float64, density=0.6)
@@ -211,6 +243,16 @@ def test_composite_rays_equals_the_twin_and_finishes_rays():
     assert torch.equal(ours["t_now"][[4, 0, 7, 2]], before["t_next"][[0, 2, 3, 5]])
 
 
+def test_half_is_rendered_in_float32():
+    half, widened = round_of_rendering(), round_of_rendering()
+    for name in ("density", "features"):
+        half[name] = half[name].half()
+        widened[name] = half[name].float()
+    for data in (half, widened):
+        raymarching.composite_rays(**data, T_thresh=1e-3)
+    assert all(torch.equal(half[name], widened[name]) for name in ("composited", "opacity", "depth", "alive", "t_now"))
+
+
 @compiled
 def test_opcheck():
     data = medium(rays=5, longest=6)
@@ -225,7 +267,7 @@ def test_opcheck():
 @pytest.mark.parametrize(
     "change, error, word",
     [
-        ({"density": torch.zeros(4).half()}, TypeError, "density must be torch.float32"),
+        ({"density": torch.zeros(4).int()}, TypeError, "density must be torch.float32"),
         ({"features": torch.zeros(4, 17)}, ValueError, "features"),
         ({"features": torch.zeros(4, 0)}, ValueError, "features"),
         ({"features": torch.zeros(5, 3)}, ValueError, "features"),
@@ -291,3 +333,13 @@ def test_cuda_refuses_double_and_takes_nothing():
     data = {name: value.cuda() for name, value in medium().items()}
     data["rays"] = data["rays"][:0]
     assert raymarching.composite_rays_train(**data, T_thresh=1e-4)[0].shape == (0, 3)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="no second CUDA device")
+def test_cuda_honours_a_second_device():
+    data = medium()
+    on_second = {name: value.to("cuda:1") for name, value in data.items()}
+    assert torch.cuda.current_device() == 0
+    cpu, cuda = (gradients(raymarching.composite_rays_train, x, 1e-4) for x in (data, on_second))
+    assert all(other.device.index == 1 and torch.allclose(one, other.cpu(), atol=5e-5, rtol=1e-3) for one, other in zip(cpu, cuda))

@@ -10,7 +10,6 @@ import raymarching
 from raymarching import ops, reference
 
 compiled = pytest.mark.skipif(ops.kernels is reference, reason="no compiler: the kernels are their own twin")
-f32 = np.float32
 
 SETTINGS = [
     {"bound": 1.0, "cascades": 1, "grid_size": 16, "contract": False, "dt_gamma": 0.0, "max_steps": 128},
@@ -45,42 +44,33 @@ def train_march(scene, settings, capacity=20000, num_rays=None, function=raymarc
 
 
 def literal_march(origin, direction, near, far, noise, bitfield, *, bound, cascades, grid_size, contract, dt_gamma, max_steps):
-    """One ray in plain Python with numbers rounded to float32; returns (position, middle, dt) of each sample."""
-    dt_max = f32(2 * math.sqrt(3) * bound / grid_size)
-    dt_min = min(f32(2 * math.sqrt(3) / max_steps), dt_max)
+    """One ray in plain Python: the recurrence of the steps in doubles; returns (position, middle, dt) of each sample."""
+    dt_max = 2 * math.sqrt(3) * bound / grid_size
+    dt_min = min(2 * math.sqrt(3) / max_steps, dt_max)
 
     def step(t):
-        return min(max(f32(t) * f32(dt_gamma), dt_min), dt_max)
+        return min(max(t * dt_gamma, dt_min), dt_max)
 
-    t, samples = f32(float(near) + float(noise) * float(step(near))), []
+    origin, direction, near, far, noise = ([float(x) for x in v] if v.ndim else float(v) for v in (origin, direction, near, far, noise))
+    t, samples = near + noise * step(near), []
     while t < far and len(samples) < max_steps:
         dt = step(t)
-        middle = f32(float(t) + 0.5 * float(dt))
-        position = [f32(float(o) + float(middle) * float(d)) for o, d in zip(origin, direction)]
+        middle = t + 0.5 * dt
+        position = [o + middle * d for o, d in zip(origin, direction)]
         norm = max(map(abs, position))
-        bent = contract and norm > 1
-        if bent:
-            position = [f32(math.copysign(2 - f32(1) / norm, x)) if abs(x) == norm else f32(x / norm) for x in position]
+        if contract and norm > 1:
+            position = [math.copysign(2 - 1 / norm, x) if abs(x) == norm else x / norm for x in position]
         norm = max(map(abs, position))
         by_position = next((c for c in range(cascades) if norm < 2**c), cascades - 1)
-        by_step = next((c for c in range(cascades) if dt <= 2 * 2**c / grid_size * (1 - 1e-7)), cascades - 1)
+        by_step = next((c for c in range(cascades) if dt < 2 * 2**c / grid_size), cascades - 1)
         cascade = max(by_position, by_step)
         half = min(2.0**cascade, bound)
-        cell = [min(max(math.floor((float(x) / half + 1) / 2 * grid_size), 0), grid_size - 1) for x in position]
+        cell = [min(max(math.floor((x / half + 1) / 2 * grid_size), 0), grid_size - 1) for x in position]
         code = sum(((cell[axis] >> bit) & 1) << (3 * bit + axis) for axis in range(3) for bit in range(10))
         bit = cascade * grid_size**3 + code
         if bitfield[bit // 8] >> (bit % 8) & 1:
             samples.append((position, middle, dt))
-            t = f32(t + dt)
-            continue
-        exits = [
-            ((c + (d > 0)) * 2 * half / grid_size - half - float(x)) / float(d) for c, d, x in zip(cell, direction, position) if d != 0
-        ]
-        leave = float(middle) if bent else float(middle) + max(min(exits), 0.0)
-        while True:
-            t = f32(t + step(t))
-            if not (t < far and float(t) + 0.5 * float(step(t)) < leave):
-                break
+        t += dt
     return samples
 
 
@@ -95,7 +85,7 @@ def test_against_the_literal_march(settings):
         for i in range(len(data["origins"]))
     ]
     differing = [i for i, samples in enumerate(literal) if len(samples) != rays[i, 1]]
-    assert len(differing) <= 1  # the literal one works in doubles in between: a middle on the face of a cell may fall on either side
+    assert len(differing) <= 1  # the literal one works in doubles: a middle on the face of a cell may fall on either side
     assert sum(map(len, literal)) > 20
     for i, samples in enumerate(literal):
         if i in differing or not samples:
@@ -190,6 +180,46 @@ def test_skipping_does_not_change_the_samples():
         assert torch.allclose(expected, found, atol=1e-6)
 
 
+def shell(settings, thickness=0.6):
+    """A bit field as of a real scene: a floor and a ball with empty space around, occupied where a cell of any cascade touches them."""
+    size, bits = settings["grid_size"], []
+    cells = raymarching.morton3D_invert(torch.arange(size**3, dtype=torch.int32)).float()
+    for cascade in range(settings["cascades"]):
+        half = min(2.0**cascade, settings["bound"])
+        centre = ((cells + 0.5) * 2 / size - 1) * half
+        near = thickness * 2 * half / size + 0.01
+        bits.append(((centre.norm(dim=1) - 0.4).abs() < near) | ((centre[:, 2] + 0.5).abs() < near))
+    return raymarching.packbits(torch.cat(bits).float(), torch.tensor([0.5]))
+
+
+REAL = {"bound": 8.0, "cascades": 4, "grid_size": 64, "contract": False, "dt_gamma": 1 / 256, "max_steps": 1024}
+
+
+def test_a_scene_of_surfaces_equals_the_twin_to_the_bit():
+    """Long rays through mostly empty cells, at the settings of a real scene: hundreds of steps and few samples a ray."""
+    data = {**scene(REAL, 300), "bitfield": shell(REAL)}
+    ours, twin = (train_march(data, REAL, 60000, function=f) for f in (raymarching.march_rays_train, reference.march_rays_train))
+    assert all(torch.equal(one, other) for one, other in zip(ours, twin))
+    assert ours[6][0] > 5000 and ours[5][:, 1].min() == 0
+    on_floor = (ours[0][:, 2] + 0.5).abs() < 0.5
+    on_ball = (ours[0].norm(dim=1) - 0.4).abs() < 0.1
+    assert (on_floor | on_ball)[: ours[6][0]].all()
+
+
+def test_steps_are_those_of_the_recurrence():
+    """With every cell occupied: t grows by dt, and dt is clamp(t dt_gamma), across the onset and the end of growth."""
+    for settings in SETTINGS + [REAL]:
+        data = scene({**settings, "contract": False}, 100, share=2.0)
+        settings = dict(settings, contract=False)
+        _, _, t, dt, ray, _, counts = train_march(data, settings, 100000)
+        t, dt, ray = t[: counts[0]].double(), dt[: counts[0]].double(), ray[: counts[0]]
+        start = t - dt / 2
+        dt_max = 2 * 3**0.5 * settings["bound"] / settings["grid_size"]
+        assert torch.allclose(dt, (start * settings["dt_gamma"]).clamp(min(2 * 3**0.5 / settings["max_steps"], dt_max), dt_max), rtol=1e-5)
+        same = ray[1:] == ray[:-1]
+        assert torch.allclose(start[1:][same], (start + dt)[:-1][same], rtol=1e-6, atol=1e-6)
+
+
 def test_at_most_max_steps_samples():
     settings = dict(SETTINGS[2], max_steps=16, dt_gamma=0.0, bound=8.0, grid_size=128)
     data = scene(settings, 40, share=2.0)
@@ -204,8 +234,14 @@ def test_hostile_rays_end():
     data["origins"][2], data["directions"][3] = math.nan, math.inf
     data["directions"][4], data["near"][4], data["far"][4] = 0, 1e7, torch.finfo(torch.float32).max
     data["near"][5] = math.nan
+    data["far"][0] = math.inf
     counts = train_march(data, settings)[6]
     assert counts[0] == 0
+    data["bitfield"].fill_(255)
+    data["far"][[0, 4]] = data["near"][[0, 4]]
+    for function in (raymarching.march_rays_train, reference.march_rays_train):
+        rays = train_march(data, settings, function=function)[5]
+        assert (rays[[0, 2, 3, 4, 5], 1] == 0).all()  # ray 1 misses its box
 
 
 def wavefront(data, settings, density_of, features_of, steps, T_thresh):
@@ -241,8 +277,10 @@ def test_rendering_equals_training(settings, steps):
     full = rays[:, 1] < settings["max_steps"]  # rendering has no such limit of its own
     trained = raymarching.composite_rays_train(density_of(positions), features_of(positions), t, dt, rays, 1e-4)
     rendered = wavefront(data, settings, density_of, features_of, steps, 1e-4)
+    same = torch.ones(200, dtype=torch.bool)
     for one, other in zip(trained, rendered):
-        assert torch.allclose(one[full], other[full], atol=2e-5 * settings["bound"], rtol=1e-4)
+        same &= torch.isclose(one, other, atol=2e-5 * settings["bound"], rtol=1e-4).view(200, -1).all(1)
+    assert (~same & full).sum() <= 1  # each round begins its groups anew and rounds otherwise: a middle on a face may fall on either side
 
 
 def test_march_rays_equals_the_twin():
@@ -287,6 +325,8 @@ def test_opcheck():
         ({"bound": 0.0}, ValueError, "bound"),
         ({"grid_size": 12}, ValueError, "grid_size"),
         ({"cascades": 0}, ValueError, "cascades"),
+        ({"cascades": 65}, ValueError, "cascades must be at most 64"),
+        ({"contract": True}, ValueError, "bound must be 2 with contract"),
         ({"cascades": 5}, ValueError, "bitfield"),
         ({"max_steps": 0}, ValueError, "max_steps"),
         ({"dt_gamma": -1.0}, ValueError, "dt_gamma"),
@@ -306,37 +346,3 @@ def test_bad_arguments_are_named(change, error, word):
     arguments = {**scene(settings), **settings, "num_rays": torch.tensor([60], dtype=torch.int32), "capacity": 100, **change}
     with pytest.raises(error, match=word):
         raymarching.march_rays_train(**arguments)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("settings", SETTINGS, ids=lambda s: f"bound{s['bound']}-{s['contract']}-{s['dt_gamma']:.3f}")
-def test_cuda_equals_cpu_to_the_bit(settings):
-    data = scene(settings, 3000, share=0.2, seed=2)
-    on_cuda = {name: value.cuda() for name, value in data.items()}
-    for capacity, num_rays in [(200000, 3000), (5000, 3000), (200000, 1234), (0, 3000)]:
-        count = torch.tensor([num_rays], dtype=torch.int32)
-        ours = raymarching.march_rays_train(**data, num_rays=count, capacity=capacity, **settings)
-        theirs = raymarching.march_rays_train(**on_cuda, num_rays=count.cuda(), capacity=capacity, **settings)
-        assert all(torch.equal(one, other.cpu()) for one, other in zip(ours, theirs))
-    alive = torch.randperm(3000)[:2000].int()
-    order = ("origins", "directions", "far", "bitfield")
-    ours = raymarching.march_rays(alive, data["near"], *(data[name] for name in order), steps=6, **settings)
-    theirs = raymarching.march_rays(alive.cuda(), on_cuda["near"], *(on_cuda[name] for name in order), steps=6, **settings)
-    assert all(torch.equal(one, other.cpu()) for one, other in zip(ours, theirs))
-
-
-@pytest.mark.gpu
-def test_cuda_march_reads_nothing_back_and_captures():
-    """Under a CUDA graph, where any synchronisation is an error, and on a side stream."""
-    settings = SETTINGS[2]
-    data = {name: value.cuda() for name, value in scene(settings, 3000).items()}
-    count = torch.tensor([3000], dtype=torch.int32, device="cuda")
-    eager = raymarching.march_rays_train(**data, num_rays=count, capacity=50000, **settings)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = raymarching.march_rays_train(**data, num_rays=count, capacity=50000, **settings)
-    graph.replay()
-    assert all(torch.equal(one, other) for one, other in zip(eager, captured))
-    count.fill_(17)
-    graph.replay()
-    assert captured[6][1].item() == 17

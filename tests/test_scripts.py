@@ -131,6 +131,22 @@ def test_system_python_that_lacks_packages(project):
     assert "lacks torch scipy" in complaint(run(project, "quickstart.sh", "--system"))
 
 
+def test_install_ext_compiles_every_package(project):
+    add_tool(project, "g++", "exit 0")
+    add_python(project, {"setup.py": f'echo "$PWD" >> {project}/built'})
+    packages = sorted(file.parent.name for file in ROOT.glob("*/setup.py"))
+    for package in packages:
+        (project / package).mkdir()
+        shutil.copy(ROOT / package / "setup.py", project / package)
+    result = run(project, "install_ext.sh", "--system")
+    assert result.returncode == 0, result.stderr
+    assert (project / "built").read_text().split() == [str(project / package) for package in packages]
+    assert {"freqencoder", "gridencoder", "raymarching", "shencoder"} <= set(packages)
+    add_python(project, {"setup.py": "echo 'gridencoder: compiling failed' >&2; exit 1"})
+    failed = run(project, "install_ext.sh", "--system")
+    assert failed.returncode == 1 and "could not be compiled (see the lines above)" in failed.stderr
+
+
 def test_quickstart_runs_its_steps_in_order(project):
     add_tool(project, "g++", "exit 0")
     add_python(project, {"make_demo_scene": MAKE_SCENE, "-": '[ "$1" != - ] || echo cpu'})
@@ -190,5 +206,6 @@ def test_missing_requirements():
 
 def test_container_copies_what_exists():
     copied = re.findall(r"^    (\S+) /opt/hsm-nerf/", (ROOT / "hsm.def").read_text(), re.MULTILINE)
-    assert {"main.py", "nerf", "scripts", "requirements.txt"} <= set(copied)
+    packages = {file.parent.name for file in ROOT.glob("*/setup.py")}
+    assert {"main.py", "nerf", "scripts", "requirements.txt", "kernel_build.py", "kernel_setup.py", *packages} <= set(copied)
     assert [name for name in copied if not (ROOT / name).exists()] == []

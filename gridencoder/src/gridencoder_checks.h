@@ -5,7 +5,10 @@
 #include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>
 
+#include <string_view>
 #include <type_traits>
+
+#include "gridencoder_math.h"
 
 namespace gridencoder {
 
@@ -13,12 +16,34 @@ struct Shape {
     int64_t samples, levels, entries, dimensions, features;
 };
 
-// Calls work(D, F) with the compile-time numbers of this shape. A further pair is one line here.
+// Calls work(D, F) with the compile-time numbers of this shape.
 template <typename Work>
 void for_shape(const Shape& shape, const Work& work) {
-    if (shape.dimensions == 3 && shape.features == 2) return work(std::integral_constant<int, 3>{}, std::integral_constant<int, 2>{});
-    TORCH_CHECK_VALUE(false, "table: ", shape.features, " features in ", shape.dimensions,
-                      " dimensions are not compiled; 2 features in 3 are");
+    const auto for_features = [&](auto d) {
+        switch (shape.features) {
+            case 1: return work(d, std::integral_constant<int, 1>{});
+            case 2: return work(d, std::integral_constant<int, 2>{});
+            case 4: return work(d, std::integral_constant<int, 4>{});
+            case 8: return work(d, std::integral_constant<int, 8>{});
+        }
+        TORCH_CHECK_VALUE(false, "table: ", shape.features, " features an entry are not compiled; 1, 2, 4 and 8 are");
+    };
+    if (shape.dimensions == 2) return for_features(std::integral_constant<int, 2>{});
+    if (shape.dimensions == 3) return for_features(std::integral_constant<int, 3>{});
+    TORCH_CHECK_VALUE(false, "positions: ", shape.dimensions, " dimensions are not compiled; 2 and 3 are");
+}
+
+// The shape itself, once it is known that something is compiled for it.
+inline Shape compiled(const Shape& shape) {
+    for_shape(shape, [](auto, auto) {});
+    return shape;
+}
+
+inline Options check_options(std::string_view gridtype, std::string_view interpolation, bool align_corners) {
+    TORCH_CHECK_VALUE(gridtype == "hash" || gridtype == "tiled", "gridtype must be 'hash' or 'tiled', not '", gridtype, "'");
+    TORCH_CHECK_VALUE(interpolation == "linear" || interpolation == "smoothstep", "interpolation must be 'linear' or 'smoothstep', not '",
+                      interpolation, "'");
+    return {gridtype == "tiled", interpolation == "smoothstep", align_corners};
 }
 
 inline void check_same_device(const char* name, const at::Tensor& tensor, const at::Tensor& other) {
@@ -57,7 +82,7 @@ inline Shape check_forward(const at::Tensor& positions, const at::Tensor& table,
     check_matrix("table", table, table.scalar_type());
     check_same_device("table", table, positions);
     check_level_rows(offsets, resolutions, positions);
-    return {positions.size(0), resolutions.size(0), table.size(0), positions.size(1), table.size(1)};
+    return compiled({positions.size(0), resolutions.size(0), table.size(0), positions.size(1), table.size(1)});
 }
 
 inline Shape check_backward(const at::Tensor& grad, const at::Tensor& positions, const at::Tensor& offsets, const at::Tensor& resolutions,
@@ -69,7 +94,15 @@ inline Shape check_backward(const at::Tensor& grad, const at::Tensor& positions,
     TORCH_CHECK_VALUE(entries > 0 && features > 0, "entries, features must be positive, not ", entries, ", ", features);
     TORCH_CHECK_VALUE(grad.size(0) == positions.size(0) && grad.size(1) == resolutions.size(0) * features, "grad must be of shape [",
                       positions.size(0), ", ", resolutions.size(0) * features, "], not ", grad.sizes());
-    return {positions.size(0), resolutions.size(0), entries, positions.size(1), features};
+    return compiled({positions.size(0), resolutions.size(0), entries, positions.size(1), features});
+}
+
+inline Shape check_backward_positions(const at::Tensor& grad, const at::Tensor& positions, const at::Tensor& table,
+                                      const at::Tensor& offsets, const at::Tensor& resolutions) {
+    check_forward(positions, table, offsets, resolutions);
+    TORCH_CHECK_TYPE(grad.scalar_type() == table.scalar_type(), "grad must be ", table.scalar_type(), " like the table, not ",
+                     grad.scalar_type());
+    return check_backward(grad, positions, offsets, resolutions, table.size(0), table.size(1));
 }
 
 inline void check_gradient(const at::Tensor& table, const at::Tensor& gradient, const at::Tensor& weight) {

@@ -1,4 +1,4 @@
-// The CUDA form of the operators: checks, results, pointers, the current stream; the kernels are in gridencoder_cuda.cu.
+// The CUDA form of the operators: checks, results, pointers, the current stream; the kernels are in the .cu files.
 #include "gridencoder_cuda.h"
 
 #include <ATen/core/Tensor.h>
@@ -21,8 +21,9 @@ at::Tensor aligned_rows(const at::Tensor& tensor, int64_t features) {
     return aligned ? rows : rows.clone();
 }
 
-Grid grid_of(const at::Tensor& offsets, const at::Tensor& resolutions, const Shape& shape) {
-    return {offsets.const_data_ptr<int32_t>(), resolutions.const_data_ptr<int32_t>(), shape.entries, static_cast<int>(shape.levels)};
+Grid grid_of(const at::Tensor& offsets, const at::Tensor& resolutions, const Shape& shape, Options options) {
+    return {offsets.const_data_ptr<int32_t>(), resolutions.const_data_ptr<int32_t>(), shape.entries, static_cast<int>(shape.levels),
+            options};
 }
 
 // Calls work with a null pointer of the kernels' type for `dtype`.
@@ -33,47 +34,72 @@ void for_dtype(at::ScalarType dtype, const Work& work) {
 }
 
 at::Tensor grid_encode_forward(const at::Tensor& positions, const at::Tensor& table, const at::Tensor& offsets,
-                               const at::Tensor& resolutions) {
+                               const at::Tensor& resolutions, std::string_view gridtype, std::string_view interpolation,
+                               bool align_corners) {
     const Shape shape = check_forward(positions, table, offsets, resolutions);
+    const Grid grid = grid_of(offsets, resolutions, shape, check_options(gridtype, interpolation, align_corners));
     const c10::cuda::CUDAGuard guard(positions.device());
     const at::Tensor p = positions.contiguous(), t = aligned_rows(table, shape.features);
     at::Tensor output = at::empty({shape.samples, shape.levels * shape.features}, table.options());
     for_dtype(table.scalar_type(), [&](auto* type) {
         using Value = std::remove_pointer_t<decltype(type)>;
         for_shape(shape, [&](auto d, auto f) {
-            C10_CUDA_CHECK((launch_forward<d(), f()>(p.const_data_ptr<float>(), static_cast<const Value*>(t.const_data_ptr()),
-                                                     grid_of(offsets, resolutions, shape), shape.samples,
-                                                     static_cast<Value*>(output.mutable_data_ptr()), c10::cuda::getCurrentCUDAStream())));
+            C10_CUDA_CHECK((launch_forward<d(), f()>(p.const_data_ptr<float>(), static_cast<const Value*>(t.const_data_ptr()), grid,
+                                                     shape.samples, static_cast<Value*>(output.mutable_data_ptr()),
+                                                     c10::cuda::getCurrentCUDAStream())));
         });
     });
     return output;
 }
 
 at::Tensor grid_encode_backward(const at::Tensor& grad, const at::Tensor& positions, const at::Tensor& offsets,
-                                const at::Tensor& resolutions, int64_t entries, int64_t features) {
+                                const at::Tensor& resolutions, int64_t entries, int64_t features, std::string_view gridtype,
+                                std::string_view interpolation, bool align_corners) {
     const Shape shape = check_backward(grad, positions, offsets, resolutions, entries, features);
+    const Grid grid = grid_of(offsets, resolutions, shape, check_options(gridtype, interpolation, align_corners));
     const c10::cuda::CUDAGuard guard(positions.device());
     const at::Tensor p = positions.contiguous(), g = aligned_rows(grad, features);
     at::Tensor result = at::zeros({entries, features}, positions.options());
     for_dtype(grad.scalar_type(), [&](auto* type) {
         using Value = std::remove_pointer_t<decltype(type)>;
         for_shape(shape, [&](auto d, auto f) {
-            C10_CUDA_CHECK((launch_backward<d(), f()>(static_cast<const Value*>(g.const_data_ptr()), p.const_data_ptr<float>(),
-                                                      grid_of(offsets, resolutions, shape), shape.samples, result.mutable_data_ptr<float>(),
+            C10_CUDA_CHECK((launch_backward<d(), f()>(static_cast<const Value*>(g.const_data_ptr()), p.const_data_ptr<float>(), grid,
+                                                      shape.samples, result.mutable_data_ptr<float>(),
                                                       c10::cuda::getCurrentCUDAStream())));
         });
     });
     return result;
 }
 
+at::Tensor grid_encode_backward_positions(const at::Tensor& grad, const at::Tensor& positions, const at::Tensor& table,
+                                          const at::Tensor& offsets, const at::Tensor& resolutions, std::string_view gridtype,
+                                          std::string_view interpolation, bool align_corners) {
+    const Shape shape = check_backward_positions(grad, positions, table, offsets, resolutions);
+    const Grid grid = grid_of(offsets, resolutions, shape, check_options(gridtype, interpolation, align_corners));
+    const c10::cuda::CUDAGuard guard(positions.device());
+    const at::Tensor g = aligned_rows(grad, shape.features), p = positions.contiguous(), t = aligned_rows(table, shape.features);
+    at::Tensor result = at::empty({shape.samples, shape.dimensions}, positions.options());
+    for_dtype(table.scalar_type(), [&](auto* type) {
+        using Value = std::remove_pointer_t<decltype(type)>;
+        for_shape(shape, [&](auto d, auto f) {
+            C10_CUDA_CHECK((launch_backward_positions<d(), f()>(
+                static_cast<const Value*>(g.const_data_ptr()), p.const_data_ptr<float>(), static_cast<const Value*>(t.const_data_ptr()),
+                grid, shape.samples, result.mutable_data_ptr<float>(), c10::cuda::getCurrentCUDAStream())));
+        });
+    });
+    return result;
+}
+
 void add_total_variation_gradient(const at::Tensor& table, const at::Tensor& gradient, const at::Tensor& offsets,
-                                  const at::Tensor& resolutions, const at::Tensor& positions, const at::Tensor& weight) {
+                                  const at::Tensor& resolutions, const at::Tensor& positions, const at::Tensor& weight,
+                                  std::string_view gridtype, bool align_corners) {
     const Shape shape = check_total_variation(table, gradient, offsets, resolutions, positions, weight);
+    const Grid grid = grid_of(offsets, resolutions, shape, check_options(gridtype, "linear", align_corners));
     const c10::cuda::CUDAGuard guard(table.device());
     const at::Tensor p = positions.contiguous(), t = table.contiguous();
     for_shape(shape, [&](auto d, auto f) {
-        C10_CUDA_CHECK((launch_total_variation<d(), f()>(t.const_data_ptr<float>(), grid_of(offsets, resolutions, shape),
-                                                         p.const_data_ptr<float>(), shape.samples, weight.const_data_ptr<float>(),
+        C10_CUDA_CHECK((launch_total_variation<d(), f()>(t.const_data_ptr<float>(), grid, p.const_data_ptr<float>(),
+                                                         shape.samples, weight.const_data_ptr<float>(),
                                                          gradient.mutable_data_ptr<float>(), c10::cuda::getCurrentCUDAStream())));
     });
 }
@@ -92,6 +118,7 @@ void add_weight_decay_gradient(const at::Tensor& table, const at::Tensor& gradie
 TORCH_LIBRARY_IMPL(gridencoder, CUDA, library) {
     library.impl("grid_encode_forward", grid_encode_forward);
     library.impl("grid_encode_backward", grid_encode_backward);
+    library.impl("grid_encode_backward_positions", grid_encode_backward_positions);
     library.impl("add_total_variation_gradient", add_total_variation_gradient);
     library.impl("add_weight_decay_gradient", add_weight_decay_gradient);
 }

@@ -6,22 +6,29 @@
 
 #include <cstdint>
 
+#include "gridencoder_math.h"
+
 namespace gridencoder {
 
-// The pyramid as the kernels see it: device pointers and sizes.
+// The pyramid as the kernels see it: device pointers, sizes and its kind.
 struct Grid {
     const int32_t* offsets;      // [levels + 1]
     const int32_t* resolutions;  // [levels]
     int64_t entries;
     int levels;
+    Options options;
 };
 
-// Value: float or __half. Instantiated for D = 3, F = 2.
+// D: 2 or 3. F: 1, 2, 4 or 8. Value: float or __half. Rows of F values must be aligned to their own size.
 template <int D, int F, typename Value>
 cudaError_t launch_forward(const float* positions, const Value* table, Grid grid, int64_t samples, Value* output, cudaStream_t stream);
 
 template <int D, int F, typename Value>
 cudaError_t launch_backward(const Value* grad, const float* positions, Grid grid, int64_t samples, float* result, cudaStream_t stream);
+
+template <int D, int F, typename Value>
+cudaError_t launch_backward_positions(const Value* grad, const float* positions, const Value* table, Grid grid, int64_t samples,
+                                      float* result, cudaStream_t stream);
 
 template <int D, int F>
 cudaError_t launch_total_variation(const float* table, Grid grid, const float* positions, int64_t samples, const float* weight,

@@ -120,8 +120,8 @@ __global__ void __launch_bounds__(THREADS)
 }
 
 __global__ void __launch_bounds__(THREADS)
-    composite_alive_kernel(Medium<float> medium, int64_t alive_rays, int64_t steps, int64_t rays, const float* t_next, float T_thresh,
-                           int32_t* alive, float* t_now, Picture picture) {
+    composite_alive_kernel(const __grid_constant__ Medium<float> medium, int64_t alive_rays, int64_t steps, int64_t rays,
+                           const float* t_next, float T_thresh, int32_t* alive, float* t_now, const __grid_constant__ Picture picture) {
   const int64_t a = thread_row();
   if (a < alive_rays) composite_alive(medium, a, steps, rays, t_next, T_thresh, alive, t_now, picture);
 }

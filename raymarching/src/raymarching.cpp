@@ -2,17 +2,18 @@
 // for bit.
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/cumsum.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/full.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include <algorithm>
-#include <limits>
 #include <tuple>
+#include <vector>
 
-#include "raymarching_math.h"
+#include "composite_math.h"
+#include "march_math.h"
 
 TORCH_LIBRARY(raymarching, m) {
   m.def("generate_rays(Tensor image, Tensor pixels, Tensor poses, Tensor intrinsics, Tensor distortion, Tensor lens) -> (Tensor, Tensor)");
@@ -21,6 +22,8 @@ TORCH_LIBRARY(raymarching, m) {
   m.def("morton3D_invert(Tensor indices) -> Tensor");
   m.def("packbits(Tensor density, Tensor threshold) -> Tensor");
   m.def("contract(Tensor positions) -> Tensor");
+  m.def("flatten_rays(Tensor rays, int samples) -> Tensor");
+  m.def("sph_from_ray(Tensor origins, Tensor directions, float radius) -> Tensor");
   m.def(
       "march_rays_train(Tensor origins, Tensor directions, Tensor near, Tensor far, Tensor noise, Tensor num_rays, Tensor bitfield, *, "
       "float bound, int cascades, int grid_size, bool contract, float dt_gamma, int max_steps, int capacity) "
@@ -120,6 +123,33 @@ Tensor contract_positions(const Tensor& positions) {
   return contracted;
 }
 
+Tensor flatten_rays(const Tensor& rays_, int64_t samples) {
+  const Tensor rays = rays_.contiguous();
+  Tensor ray_index = at::full({samples}, -1, rays.options());
+  const auto rows = rays.const_data_ptr<int32_t>();
+  auto index = ray_index.mutable_data_ptr<int32_t>();
+  each(rays.size(0), ROWS_A_TASK, [&](int64_t ray) {
+    const Span span = span_of(rows, ray, samples);
+    number_samples(span.first, span.count, 0, 1, static_cast<int32_t>(ray), index);
+  });
+  return ray_index;
+}
+
+Tensor sph_from_ray(const Tensor& origins_, const Tensor& directions_, double radius) {
+  const Tensor origins = origins_.contiguous(), directions = directions_.contiguous();
+  Tensor coords = at::empty({origins.size(0), 2}, origins.options());
+  const auto origin = origins.const_data_ptr<float>(), direction = directions.const_data_ptr<float>();
+  auto coord = coords.mutable_data_ptr<float>();
+  each(origins.size(0), ROWS_A_TASK,
+       [&](int64_t i) { sphere_coordinates(origin + 3 * i, direction + 3 * i, static_cast<float>(radius), coord + 2 * i); });
+  return coords;
+}
+
+// A sample that is not yet in its row.
+struct Sample {
+  float position[3], middle, dt;
+};
+
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> march_rays_train(const Tensor& origins_, const Tensor& directions_,
                                                                                     const Tensor& near_, const Tensor& far_,
                                                                                     const Tensor& noise_, const Tensor& num_rays,
@@ -133,29 +163,38 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> march_rays_tr
   const auto options = origins.options(), integers = options.dtype(at::kInt);
   Tensor positions = at::empty({capacity, 3}, options), sample_directions = at::empty({capacity, 3}, options);
   Tensor t = at::empty({capacity}, options), dt = at::empty({capacity}, options), ray_index = at::empty({capacity}, integers);
-  Tensor rays = at::empty({N, 2}, integers), counts = at::zeros({3}, integers), found = at::empty({N}, integers);
+  Tensor rays = at::empty({N, 2}, integers), counts = at::zeros({3}, integers);
 
   const auto origin = origins.const_data_ptr<float>(), direction = directions.const_data_ptr<float>();
   const auto first = near.const_data_ptr<float>(), last = far.const_data_ptr<float>(), jitter = noise.const_data_ptr<float>();
   const auto bits = bitfield.const_data_ptr<uint8_t>();
-  const int64_t asked = *num_rays.const_data_ptr<int32_t>();
-  auto found_by = found.mutable_data_ptr<int32_t>(), row = rays.mutable_data_ptr<int32_t>(), count = counts.mutable_data_ptr<int32_t>();
+  const int64_t asked = std::min<int64_t>(*num_rays.const_data_ptr<int32_t>(), N);
+  const int limit = static_cast<int>(std::min<int64_t>(max_steps, INT32_MAX));
+  auto row = rays.mutable_data_ptr<int32_t>(), count = counts.mutable_data_ptr<int32_t>();
   const SampleRows samples{positions.mutable_data_ptr<float>(), sample_directions.mutable_data_ptr<float>(), t.mutable_data_ptr<float>(),
                            dt.mutable_data_ptr<float>(), ray_index.mutable_data_ptr<int32_t>()};
-  const auto walk = [&](int64_t i, int limit, auto&& emit) {
-    float start = march_start(m, first[i], jitter[i]);
-    return march(m, origin + 3 * i, direction + 3 * i, bits, start, last[i], limit, emit);
-  };
 
-  each(N, RAYS_A_TASK,
-       [&](int64_t i) { found_by[i] = i < asked ? walk(i, static_cast<int>(max_steps), [](int, const float*, float, float) {}) : 0; });
-  const Tensor ends = at::cumsum(found, 0, at::kLong);
-  const auto end = ends.const_data_ptr<int64_t>();
-  each(N, ROWS_A_TASK, [&](int64_t i) { place_ray(end, i, N, asked, capacity, row + 2 * i, count); });
-  each(N, RAYS_A_TASK, [&](int64_t i) {
-    walk(i, row[2 * i + 1], [&](int k, const float* position, float middle, float step) {
-      samples.write(row[2 * i] + k, position, direction + 3 * i, middle, step, static_cast<int32_t>(i));
-    });
+  // Each ray is walked once: a task keeps its rays' samples until the counts of the rays before say where they go.
+  const int64_t tasks = (N + RAYS_A_TASK - 1) / RAYS_A_TASK;
+  std::vector<std::vector<Sample>> found(tasks);
+  std::vector<int64_t> ends(N);
+  each(tasks, 1, [&](int64_t task) {
+    for (int64_t i = task * RAYS_A_TASK; i < std::min((task + 1) * RAYS_A_TASK, N); ++i) {
+      float start = march_start(m, first[i], jitter[i]);
+      const auto keep = [&](int, const float* p, float middle, float step) {
+        if (static_cast<int64_t>(found[task].size()) < capacity) found[task].push_back({{p[0], p[1], p[2]}, middle, step});
+      };
+      ends[i] = i < asked ? march(m, origin + 3 * i, direction + 3 * i, bits, start, last[i], limit, keep) : 0;
+    }
+  });
+  for (int64_t i = 1; i < N; ++i) ends[i] += ends[i - 1];
+  each(tasks, 1, [&](int64_t task) {
+    const Sample* sample = found[task].data();
+    for (int64_t i = task * RAYS_A_TASK; i < std::min((task + 1) * RAYS_A_TASK, N); ++i) {
+      if (!place_ray(i > 0 ? ends[i - 1] : 0, ends[i], i, asked, capacity, row + 2 * i, count)) continue;
+      for (int k = 0; k < row[2 * i + 1]; ++k, ++sample)
+        samples.write(row[2 * i] + k, sample->position, direction + 3 * i, sample->middle, sample->dt, static_cast<int32_t>(i));
+    }
   });
   const int64_t written = count[0];
   each(capacity - written, ROWS_A_TASK, [&](int64_t i) { samples.pad(written + i); });
@@ -196,6 +235,8 @@ TORCH_LIBRARY_IMPL(raymarching, CPU, m) {
   m.impl("morton3D_invert", morton3D_invert);
   m.impl("packbits", packbits);
   m.impl("contract", contract_positions);
+  m.impl("flatten_rays", flatten_rays);
+  m.impl("sph_from_ray", sph_from_ray);
   m.impl("march_rays_train", march_rays_train);
   m.impl("march_rays", march_rays);
 }

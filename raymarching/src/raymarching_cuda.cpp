@@ -2,15 +2,16 @@
 #include "raymarching_cuda.h"
 
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/cumsum.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/full.h>
 #include <ATen/ops/zeros.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <tuple>
 
 namespace raymarching {
@@ -77,6 +78,24 @@ Tensor contract_positions(const Tensor& positions) {
   return contracted;
 }
 
+Tensor flatten_rays(const Tensor& rays_, int64_t samples) {
+  const CUDAGuard guard(rays_.device());
+  const Tensor rays = rays_.contiguous();
+  Tensor ray_index = at::full({samples}, -1, rays.options());
+  C10_CUDA_CHECK(launch_flatten_rays(rays.const_data_ptr<int32_t>(), rays.size(0), samples, ray_index.mutable_data_ptr<int32_t>(),
+                                     getCurrentCUDAStream()));
+  return ray_index;
+}
+
+Tensor sph_from_ray(const Tensor& origins_, const Tensor& directions_, double radius) {
+  const CUDAGuard guard(origins_.device());
+  const Tensor origins = origins_.contiguous(), directions = directions_.contiguous();
+  Tensor coords = at::empty({origins.size(0), 2}, origins.options());
+  C10_CUDA_CHECK(launch_sph_from_ray(origins.const_data_ptr<float>(), directions.const_data_ptr<float>(), static_cast<float>(radius),
+                                     origins.size(0), coords.mutable_data_ptr<float>(), getCurrentCUDAStream()));
+  return coords;
+}
+
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> march_rays_train(const Tensor& origins_, const Tensor& directions_,
                                                                                     const Tensor& near_, const Tensor& far_,
                                                                                     const Tensor& noise_, const Tensor& num_rays,
@@ -84,7 +103,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> march_rays_tr
                                                                                     int64_t grid_size, bool contract, double dt_gamma,
                                                                                     int64_t max_steps, int64_t capacity) {
   const CUDAGuard guard(origins_.device());
-  const auto stream = getCurrentCUDAStream();
   const March march = make_march(bound, cascades, grid_size, contract, dt_gamma, max_steps);
   const Tensor origins = origins_.contiguous(), directions = directions_.contiguous(), near = near_.contiguous(), far = far_.contiguous();
   const Tensor noise = noise_.contiguous(), bitfield = bitfield_.contiguous();
@@ -92,7 +110,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> march_rays_tr
   const auto options = origins.options(), integers = options.dtype(at::kInt);
   Tensor positions = at::empty({capacity, 3}, options), sample_directions = at::empty({capacity, 3}, options);
   Tensor t = at::empty({capacity}, options), dt = at::empty({capacity}, options), ray_index = at::empty({capacity}, integers);
-  Tensor rows = at::empty({N, 2}, integers), counts = at::zeros({3}, integers), found = at::empty({N}, integers);
+  Tensor rows = at::empty({N, 2}, integers), counts = at::zeros({3}, integers);
+  Tensor state = at::zeros({1 + (N + RAYS_A_BLOCK - 1) / RAYS_A_BLOCK}, options.dtype(at::kLong));
 
   const Rays rays{origins.const_data_ptr<float>(),
                   directions.const_data_ptr<float>(),
@@ -103,14 +122,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> march_rays_tr
                   N};
   const SampleRows samples{positions.mutable_data_ptr<float>(), sample_directions.mutable_data_ptr<float>(), t.mutable_data_ptr<float>(),
                            dt.mutable_data_ptr<float>(), ray_index.mutable_data_ptr<int32_t>()};
-  const auto asked = num_rays.const_data_ptr<int32_t>();
-  const auto bits = bitfield.const_data_ptr<uint8_t>();
-  C10_CUDA_CHECK(launch_count_samples(march, rays, asked, bits, static_cast<int>(max_steps), found.mutable_data_ptr<int32_t>(), stream));
-  const Tensor ends = at::cumsum(found, 0, at::kLong);
-  C10_CUDA_CHECK(launch_place_rays(ends.const_data_ptr<int64_t>(), N, asked, capacity, rows.mutable_data_ptr<int32_t>(),
-                                   counts.mutable_data_ptr<int32_t>(), stream));
-  C10_CUDA_CHECK(
-      launch_write_samples(march, rays, bits, rows.const_data_ptr<int32_t>(), counts.const_data_ptr<int32_t>(), capacity, samples, stream));
+  const int limit = static_cast<int>(std::min<int64_t>(max_steps, INT32_MAX));
+  C10_CUDA_CHECK(launch_march_train(march, rays, num_rays.const_data_ptr<int32_t>(), bitfield.const_data_ptr<uint8_t>(), limit, capacity,
+                                    state.mutable_data_ptr<int64_t>(), samples, rows.mutable_data_ptr<int32_t>(),
+                                    counts.mutable_data_ptr<int32_t>(), getCurrentCUDAStream()));
   return {positions, sample_directions, t, dt, ray_index, rows, counts};
 }
 
@@ -150,6 +165,8 @@ TORCH_LIBRARY_IMPL(raymarching, CUDA, m) {
   m.impl("morton3D_invert", morton3D_invert);
   m.impl("packbits", packbits);
   m.impl("contract", contract_positions);
+  m.impl("flatten_rays", flatten_rays);
+  m.impl("sph_from_ray", sph_from_ray);
   m.impl("march_rays_train", march_rays_train);
   m.impl("march_rays", march_rays);
 }

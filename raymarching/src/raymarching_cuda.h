@@ -5,7 +5,7 @@
 #include <cuda_runtime_api.h>
 
 #include "composite_math.h"
-#include "raymarching_math.h"
+#include "march_math.h"
 
 namespace raymarching {
 
@@ -31,13 +31,16 @@ cudaError_t launch_morton3D_invert(const int32_t* indices, int64_t cells, int32_
 cudaError_t launch_packbits(const float* density, const float* threshold, int64_t bytes, uint8_t* bitfield, cudaStream_t stream);
 cudaError_t launch_contract(float* positions, int64_t rows, cudaStream_t stream);
 
-// The march in training: count, then (after the caller's running sum, `ends`) place, then write and pad.
-cudaError_t launch_count_samples(const March& march, const Rays& rays, const int32_t* num_rays, const uint8_t* bitfield, int max_steps,
-                                 int32_t* found, cudaStream_t stream);
-cudaError_t launch_place_rays(const int64_t* ends, int64_t rays, const int32_t* num_rays, int64_t capacity, int32_t* rows, int32_t* counts,
-                              cudaStream_t stream);
-cudaError_t launch_write_samples(const March& march, const Rays& rays, const uint8_t* bitfield, const int32_t* rows, const int32_t* counts,
-                                 int64_t capacity, const SampleRows& samples, cudaStream_t stream);
+cudaError_t launch_flatten_rays(const int32_t* rows, int64_t rays, int64_t samples, int32_t* ray_index, cudaStream_t stream);
+cudaError_t launch_sph_from_ray(const float* origins, const float* directions, float radius, int64_t rays, float* coords,
+                                cudaStream_t stream);
+
+constexpr int RAYS_A_BLOCK = 16;
+
+// The march in training, and its padding. state [1 + blocks of RAYS_A_BLOCK rays] and counts [3] must be zero.
+cudaError_t launch_march_train(const March& march, const Rays& rays, const int32_t* num_rays, const uint8_t* bitfield, int max_steps,
+                               int64_t capacity, int64_t* state, const SampleRows& samples, int32_t* rows, int32_t* counts,
+                               cudaStream_t stream);
 cudaError_t launch_march_alive(const March& march, const int32_t* alive, int64_t alive_rays, const Rays& rays, const uint8_t* bitfield,
                                int steps, const SampleRows& samples, float* t_next, cudaStream_t stream);
 

@@ -1,7 +1,4 @@
-// The CUDA form of rays, Morton codes, packing, contraction and the marches: one thread a row or ray, around the functions that the CPU
-// runs.
-#include <algorithm>
-
+// The CUDA form of rays, Morton codes, packing and contraction: one thread a row, around the functions that the CPU runs.
 #include "launch.cuh"
 #include "raymarching_cuda.h"
 
@@ -44,42 +41,16 @@ KERNEL contract_kernel(int64_t rows, float* positions) {
   if (i < rows) contract(positions + 3 * i);
 }
 
-KERNEL count_samples_kernel(March m, Rays rays, const int32_t* num_rays, const uint8_t* __restrict__ bitfield, int max_steps,
-                            int32_t* found) {
-  const int64_t i = thread_row();
-  if (i >= rays.count) return;
-  float t = march_start(m, rays.near[i], rays.noise[i]);
-  const float far = i < *num_rays ? rays.far[i] : t;
-  found[i] = march(m, rays.origins + 3 * i, rays.directions + 3 * i, bitfield, t, far, max_steps, [](int, const float*, float, float) {});
+KERNEL flatten_rays_kernel(int64_t rays, const int32_t* rows, int64_t samples, int32_t* ray_index) {
+  const int64_t ray = thread_row() / 32;  // a warp a ray: its lanes write neighbouring rows
+  if (ray >= rays) return;
+  const Span span = span_of(rows, ray, samples);
+  number_samples(span.first, span.count, threadIdx.x % 32, 32, static_cast<int32_t>(ray), ray_index);
 }
 
-KERNEL place_rays_kernel(int64_t rays, const int64_t* ends, const int32_t* num_rays, int64_t capacity, int32_t* rows, int32_t* counts) {
+KERNEL sph_from_ray_kernel(int64_t rays, const float* origins, const float* directions, float radius, float* coords) {
   const int64_t i = thread_row();
-  if (i < rays) place_ray(ends, i, rays, *num_rays, capacity, rows + 2 * i, counts);
-}
-
-// Thread i walks ray i, and pads row i where that row is left over: two jobs on different rows in one launch.
-KERNEL write_samples_kernel(March m, Rays rays, const uint8_t* __restrict__ bitfield, const int32_t* rows, const int32_t* counts,
-                            int64_t capacity, SampleRows samples) {
-  const int64_t i = thread_row();
-  if (i < rays.count && rows[2 * i + 1] > 0) {
-    const float* direction = rays.directions + 3 * i;
-    const int64_t first = rows[2 * i];
-    float t = march_start(m, rays.near[i], rays.noise[i]);
-    march(m, rays.origins + 3 * i, direction, bitfield, t, rays.far[i], rows[2 * i + 1],
-          [&](int k, const float* position, float middle, float dt) {
-            samples.write(first + k, position, direction, middle, dt, static_cast<int32_t>(i));
-          });
-  }
-  if (i < capacity && i >= counts[0]) samples.pad(i);
-}
-
-KERNEL march_alive_kernel(March m, const int32_t* alive, int64_t alive_rays, Rays rays, const uint8_t* __restrict__ bitfield, int steps,
-                          SampleRows samples, float* t_next) {
-  const int64_t a = thread_row();
-  if (a >= alive_rays) return;
-  t_next[a] =
-      march_alive(m, alive[a], rays.count, rays.t_now, rays.origins, rays.directions, rays.far, bitfield, a * steps, steps, samples);
+  if (i < rays) sphere_coordinates(origins + 3 * i, directions + 3 * i, radius, coords + 2 * i);
 }
 
 }  // namespace
@@ -110,24 +81,13 @@ cudaError_t launch_contract(float* positions, int64_t rows, cudaStream_t stream)
   return launch(contract_kernel, rows, stream, rows, positions);
 }
 
-cudaError_t launch_count_samples(const March& march, const Rays& rays, const int32_t* num_rays, const uint8_t* bitfield, int max_steps,
-                                 int32_t* found, cudaStream_t stream) {
-  return launch(count_samples_kernel, rays.count, stream, march, rays, num_rays, bitfield, max_steps, found);
+cudaError_t launch_flatten_rays(const int32_t* rows, int64_t rays, int64_t samples, int32_t* ray_index, cudaStream_t stream) {
+  return launch(flatten_rays_kernel, rays * 32, stream, rays, rows, samples, ray_index);
 }
 
-cudaError_t launch_place_rays(const int64_t* ends, int64_t rays, const int32_t* num_rays, int64_t capacity, int32_t* rows, int32_t* counts,
-                              cudaStream_t stream) {
-  return launch(place_rays_kernel, rays, stream, rays, ends, num_rays, capacity, rows, counts);
-}
-
-cudaError_t launch_write_samples(const March& march, const Rays& rays, const uint8_t* bitfield, const int32_t* rows, const int32_t* counts,
-                                 int64_t capacity, const SampleRows& samples, cudaStream_t stream) {
-  return launch(write_samples_kernel, std::max(rays.count, capacity), stream, march, rays, bitfield, rows, counts, capacity, samples);
-}
-
-cudaError_t launch_march_alive(const March& march, const int32_t* alive, int64_t alive_rays, const Rays& rays, const uint8_t* bitfield,
-                               int steps, const SampleRows& samples, float* t_next, cudaStream_t stream) {
-  return launch(march_alive_kernel, alive_rays, stream, march, alive, alive_rays, rays, bitfield, steps, samples, t_next);
+cudaError_t launch_sph_from_ray(const float* origins, const float* directions, float radius, int64_t rays, float* coords,
+                                cudaStream_t stream) {
+  return launch(sph_from_ray_kernel, rays, stream, rays, origins, directions, radius, coords);
 }
 
 }  // namespace raymarching

@@ -1,4 +1,4 @@
-// The mathematics of rays, marching and compositing, one copy for the CPU loops and the CUDA kernels.
+// The mathematics of rays, boxes, Morton codes and contraction, one copy for the CPU loops and the CUDA kernels.
 //
 // Notation: a ray is origin + t * direction with a unit direction, t in world units. A sample covers [t - dt/2, t + dt/2].
 // Wherever a product feeds a sum on the march's path, fmaf is written out: then there is nothing left that one compiler fuses and another
@@ -186,178 +186,24 @@ HOST_DEVICE void contract(float* p) {
   for (int i = 0; i < 3; ++i) p[i] = i == dominant ? copysignf(2 - 1 / m, p[i]) : p[i] / m;
 }
 
-// ------------------------------------------------------------------------------------------------------------------- march
+// ------------------------------------------------------------------------------------------------------- packing and spheres
 
-// What is the same for every ray of a march.
-struct March {
-  float bound, dt_gamma, dt_min, dt_max;
-  int cascades, grid_size;
-  bool contracted;
-};
-
-inline March make_march(double bound, int64_t cascades, int64_t grid_size, bool contracted, double dt_gamma, int64_t max_steps) {
-  March m;
-  m.bound = static_cast<float>(bound);
-  m.dt_gamma = static_cast<float>(dt_gamma);
-  m.dt_max = 2 * SQRT3 * m.bound / static_cast<float>(grid_size);
-  m.dt_min = fminf(2 * SQRT3 / static_cast<float>(max_steps), m.dt_max);
-  m.cascades = static_cast<int>(cascades);
-  m.grid_size = static_cast<int>(grid_size);
-  m.contracted = contracted;
-  return m;
+// Writes the number of a ray into the rows of its samples. span: (first, count), which a caller has checked.
+HOST_DEVICE void number_samples(int64_t first, int64_t count, int64_t begin, int64_t stride, int32_t ray, int32_t* ray_index) {
+  for (int64_t k = begin; k < count; k += stride) ray_index[first + k] = ray;
 }
 
-HOST_DEVICE float step_size(const March& m, float t) { return least(greatest(t * m.dt_gamma, m.dt_min), m.dt_max); }
-
-HOST_DEVICE float march_start(const March& m, float near, float noise) { return fmaf(noise, step_size(m, near), near); }
-
-// A place on a ray's lattice of steps: the step covers [t, t + dt].
-struct Step {
-  float t, dt;
-
-  HOST_DEVICE Step(const March& m, float start) : t(start), dt(step_size(m, start)) {}
-
-  HOST_DEVICE float middle() const { return fmaf(0.5f, dt, t); }
-
-  // Far from the origin a step can be lost to rounding: the march ends there.
-  HOST_DEVICE void advance(const March& m) {
-    t = t + dt > t ? t + dt : FLT_MAX;
-    dt = step_size(m, t);
-  }
-};
-
-// The e of x = f 2^e with f in [0.5, 1), x not negative; from the bits, since this runs for every step (frexp is a call). Least -126.
-HOST_DEVICE int exponent_of(float x) {
-  uint32_t bits;
-  memcpy(&bits, &x, sizeof bits);
-  return static_cast<int>(bits >> 23) - 126;
-}
-
-HOST_DEVICE float power_of_two(int exponent) {
-  const uint32_t bits = static_cast<uint32_t>(exponent + 127) << 23;
-  float power;
-  memcpy(&power, &bits, sizeof power);
-  return power;
-}
-
-// The smallest cascade whose cube (half side 2^c) holds the point and whose cells are no smaller than the step.
-HOST_DEVICE int cascade_of(const March& m, const float* position, float dt) {
-  const int by_position = exponent_of(max_norm(position)), by_step = exponent_of(0.5f * dt * static_cast<float>(m.grid_size));
-  const int cascade = by_position > by_step ? by_position : by_step;
-  return cascade < 0 ? 0 : cascade < m.cascades ? cascade : m.cascades - 1;
-}
-
-// The occupancy cell around a point.
-struct Cell {
-  int cascade, index[3];
-  float half_side;  // of the cascade's cube
-};
-
-HOST_DEVICE Cell cell_of(const March& m, const float* position, float dt) {
-  Cell cell;
-  cell.cascade = cascade_of(m, position, dt);
-  cell.half_side = least(power_of_two(cell.cascade), m.bound);
-  const float half_grid = 0.5f * static_cast<float>(m.grid_size);
-  const float last = static_cast<float>(m.grid_size - 1);
-  for (int i = 0; i < 3; ++i) {
-    const float at = fmaf(position[i], half_grid / cell.half_side, half_grid);
-    cell.index[i] = static_cast<int>(least(greatest(0.f, at), last));  // the order turns NaN into 0
-  }
-  return cell;
-}
-
-HOST_DEVICE bool occupied(const March& m, const Cell& cell, const uint8_t* bitfield) {
-  const int64_t cells = static_cast<int64_t>(m.grid_size) * m.grid_size * m.grid_size;
-  const int64_t bit = cell.cascade * cells + morton(cell.index[0], cell.index[1], cell.index[2]);
-  return bitfield[bit >> 3] >> (bit & 7) & 1;
-}
-
-// t where the ray leaves the cell that holds its point at t.
-HOST_DEVICE float cell_exit(const March& m, const Cell& cell, const float* position, const float* direction, float t) {
-  const float side = 2 * cell.half_side / static_cast<float>(m.grid_size);
-  float ahead = FLT_MAX;
-  for (int i = 0; i < 3; ++i) {
-    if (direction[i] == 0) continue;
-    const float face = fmaf(static_cast<float>(cell.index[i] + (direction[i] > 0)), side, -cell.half_side);
-    ahead = least(ahead, (face - position[i]) / direction[i]);
-  }
-  return t + greatest(0.f, ahead);
-}
-
-// Walks the ray from the step that starts at t (updated) until `far` or until `limit` samples are found in occupied cells; each goes to
-// emit(k, position, middle, dt). Returns how many. Steps form one lattice whatever is skipped: an empty cell is left by repeating steps.
-template <class Emit>
-HOST_DEVICE int march(const March& m, const float* origin, const float* direction, const uint8_t* bitfield, float& t, float far, int limit,
-                      Emit&& emit) {
-  int count = 0;
-  Step step(m, t);
-  while (step.t < far && count < limit) {
-    const float dt = step.dt, middle = step.middle();
-    float position[3];
-    for (int i = 0; i < 3; ++i) position[i] = fmaf(middle, direction[i], origin[i]);
-    const bool bent = m.contracted && max_norm(position) > 1;  // a bent ray has no straight way to the face of its cell
-    if (bent) contract(position);
-    const Cell cell = cell_of(m, position, dt);
-    if (occupied(m, cell, bitfield)) {
-      emit(count++, position, middle, dt);
-      step.advance(m);
-    } else {
-      const float exit = bent ? middle : cell_exit(m, cell, position, direction, middle);
-      do step.advance(m);
-      while (step.t < far && step.middle() < exit);
-    }
-  }
-  t = step.t;
-  return count;
-}
-
-// The packed sample buffers. Positions and directions are [M, 3]; ray_index may be null.
-struct SampleRows {
-  float *positions, *directions, *t, *dt;
-  int32_t* ray_index;
-
-  HOST_DEVICE void write(int64_t row, const float* position, const float* direction, float middle, float step, int32_t ray) const {
-    for (int i = 0; i < 3; ++i) positions[3 * row + i] = position[i], directions[3 * row + i] = direction[i];
-    t[row] = middle, dt[row] = step;
-    if (ray_index) ray_index[row] = ray;
-  }
-
-  HOST_DEVICE void pad(int64_t row) const {
-    const float zero[3] = {0, 0, 0};
-    write(row, zero, zero, 0, 0, -1);
-  }
-};
-
-// One round of rendering for the ray `ray` of N: `steps` rows from `first` on, padded where it finds fewer. Returns t of the next round.
-// A ray number outside [0, N), such as the -1 of a finished ray, gets padding alone.
-HOST_DEVICE float march_alive(const March& m, int64_t ray, int64_t rays, const float* t_now, const float* origins, const float* directions,
-                              const float* far, const uint8_t* bitfield, int64_t first, int steps, const SampleRows& samples) {
-  int found = 0;
-  float t = 0;
-  if (ray >= 0 && ray < rays) {
-    const float* direction = directions + 3 * ray;
-    t = t_now[ray];
-    found = march(m, origins + 3 * ray, direction, bitfield, t, far[ray], steps, [&](int k, const float* position, float middle, float dt) {
-      samples.write(first + k, position, direction, middle, dt, static_cast<int32_t>(ray));
-    });
-  }
-  for (int k = found; k < steps; ++k) samples.pad(first + k);
-  return t;
-}
-
-// Gives a ray its rows. ends [N]: running sum of the rays' counts. A ray is kept when it fits as a whole; since `ends` never falls, the
-// kept rays are the first ones. rows: (first, count). The last kept ray reports counts = (samples written, rays kept, samples wanted).
-HOST_DEVICE void place_ray(const int64_t* ends, int64_t ray, int64_t rays, int64_t rays_asked, int64_t capacity, int32_t* rows,
-                           int32_t* counts) {
-  rays_asked = rays_asked < rays ? rays_asked : rays;
-  const int64_t begin = ray > 0 ? ends[ray - 1] : 0, end = ends[ray];
-  const bool kept = ray < rays_asked && end <= capacity;
-  rows[0] = kept ? static_cast<int32_t>(begin) : 0;
-  rows[1] = kept ? static_cast<int32_t>(end - begin) : 0;
-  if (kept && (ray + 1 == rays_asked || ends[ray + 1] > capacity))
-    counts[0] = static_cast<int32_t>(end), counts[1] = static_cast<int32_t>(ray + 1);
-  if (!kept && ray == 0) counts[0] = counts[1] = 0;
-  if (ray + 1 == rays) counts[2] = static_cast<int32_t>(end < INT32_MAX ? end : INT32_MAX);
+// Where a ray leaves the sphere around the origin, as (polar angle from +y, azimuth from +x to +z), each scaled to [-1, 1]. NaN for a ray
+// that misses.
+HOST_DEVICE void sphere_coordinates(const float* origin, const float* direction, float radius, float* coords) {
+  const float a = direction[0] * direction[0] + direction[1] * direction[1] + direction[2] * direction[2];
+  const float b = origin[0] * direction[0] + origin[1] * direction[1] + origin[2] * direction[2];
+  const float c = origin[0] * origin[0] + origin[1] * origin[1] + origin[2] * origin[2] - radius * radius;
+  const float t = (sqrtf(b * b - a * c) - b) / a;
+  const float x = origin[0] + t * direction[0], y = origin[1] + t * direction[1], z = origin[2] + t * direction[2];
+  const float pi = 3.14159265f;
+  coords[0] = 2 / pi * atan2f(sqrtf(x * x + z * z), y) - 1;
+  coords[1] = atan2f(z, x) / pi;
 }
 
 }  // namespace raymarching

@@ -4,7 +4,7 @@
 #include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>
 
-#include <type_traits>
+#include "shencoder_math.h"
 
 namespace shencoder {
 
@@ -13,7 +13,7 @@ inline void check_directions(const at::Tensor& directions, int64_t degree) {
     const bool known = directions.scalar_type() == at::kFloat || (directions.scalar_type() == at::kDouble && directions.is_cpu());
     TORCH_CHECK_TYPE(known, "directions must be float32 or, on the CPU, float64, not ", directions.scalar_type(), " on ",
                      directions.device());
-    TORCH_CHECK_VALUE(degree >= 1 && degree <= 4, "degree must be 1, 2, 3 or 4, not ", degree);
+    TORCH_CHECK_VALUE(degree >= 1 && degree <= max_degree, "degree must be 1 to ", max_degree, ", not ", degree);
 }
 
 // Results and their gradients are like the directions, or half where the directions are float32.
@@ -30,15 +30,6 @@ inline void check_grad(const at::Tensor& grad, const at::Tensor& directions, int
                       directions.size(0), ", ", degree * degree, "], not ", grad.sizes());
     TORCH_CHECK_VALUE(grad.device() == directions.device(), "grad is on ", grad.device(), " but the directions are on ",
                       directions.device());
-}
-
-// Calls work(DEGREE) with the compile-time number.
-template <typename Work>
-void for_degree(int64_t degree, const Work& work) {
-    if (degree == 1) return work(std::integral_constant<int, 1>{});
-    if (degree == 2) return work(std::integral_constant<int, 2>{});
-    if (degree == 3) return work(std::integral_constant<int, 3>{});
-    work(std::integral_constant<int, 4>{});
 }
 
 }  // namespace shencoder

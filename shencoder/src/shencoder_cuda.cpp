@@ -27,11 +27,8 @@ at::Tensor sh_encode_forward(const at::Tensor& directions, int64_t degree, at::S
     const at::Tensor rows = directions.contiguous();
     at::Tensor output = at::empty({rows.size(0), degree * degree}, rows.options().dtype(dtype));
     for_dtype(dtype, [&](auto* type) {
-        using Value = std::remove_pointer_t<decltype(type)>;
-        for_degree(degree, [&](auto d) {
-            C10_CUDA_CHECK((launch_forward<d(), Value>(rows.const_data_ptr<float>(), rows.size(0),
-                                                       static_cast<Value*>(output.mutable_data_ptr()), c10::cuda::getCurrentCUDAStream())));
-        });
+        auto* columns = static_cast<decltype(type)>(output.mutable_data_ptr());
+        C10_CUDA_CHECK(launch_forward(rows.const_data_ptr<float>(), rows.size(0), degree, columns, c10::cuda::getCurrentCUDAStream()));
     });
     return output;
 }
@@ -41,15 +38,12 @@ at::Tensor sh_encode_backward(const at::Tensor& grad, const at::Tensor& directio
     const c10::cuda::CUDAGuard guard(directions.device());
     const at::Tensor rows = directions.contiguous();
     at::Tensor slopes = grad.contiguous();
-    if (reinterpret_cast<uintptr_t>(slopes.const_data_ptr()) % 16 != 0) slopes = slopes.clone();  // the kernel reads vectors of 16 bytes
+    if (reinterpret_cast<uintptr_t>(slopes.const_data_ptr()) % 4 != 0) slopes = slopes.clone();  // the kernel reads pairs of halves
     at::Tensor gradient = at::empty({rows.size(0), 3}, rows.options());
     for_dtype(slopes.scalar_type(), [&](auto* type) {
-        using Value = std::remove_pointer_t<decltype(type)>;
-        for_degree(degree, [&](auto d) {
-            C10_CUDA_CHECK(
-                (launch_backward<d(), Value>(static_cast<const Value*>(slopes.const_data_ptr()), rows.const_data_ptr<float>(), rows.size(0),
-                                             gradient.mutable_data_ptr<float>(), c10::cuda::getCurrentCUDAStream())));
-        });
+        const auto* columns = static_cast<const std::remove_pointer_t<decltype(type)>*>(slopes.const_data_ptr());
+        C10_CUDA_CHECK(launch_backward(columns, rows.const_data_ptr<float>(), rows.size(0), degree, gradient.mutable_data_ptr<float>(),
+                                       c10::cuda::getCurrentCUDAStream()));
     });
     return gradient;
 }

@@ -8,11 +8,11 @@
 
 namespace shencoder {
 
-// Value: float or __half; DEGREE 1 to 4.
-template <int DEGREE, typename Value>
-cudaError_t launch_forward(const float* directions, int64_t rows, Value* output, cudaStream_t stream);
+// Value: float or __half; degree 1 to max_degree; output and grad on a boundary of 4 bytes.
+template <typename Value>
+cudaError_t launch_forward(const float* directions, int64_t rows, int64_t degree, Value* output, cudaStream_t stream);
 
-template <int DEGREE, typename Value>
-cudaError_t launch_backward(const Value* grad, const float* directions, int64_t rows, float* gradient, cudaStream_t stream);
+template <typename Value>
+cudaError_t launch_backward(const Value* grad, const float* directions, int64_t rows, int64_t degree, float* gradient, cudaStream_t stream);
 
 }  // namespace shencoder

@@ -1,0 +1,162 @@
+// The loops of the CPU form. They are bit-for-bit repeatable: the forward pass and the gradient of the positions are split over samples,
+// and whatever adds to the table is split over levels, so no number is ever shared by two threads.
+#pragma once
+
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <atomic>
+
+#include "gridencoder_math.h"
+
+namespace gridencoder {
+
+// The pyramid as the loops see it: pointers, sizes and its kind.
+struct Grid {
+    const int32_t* offsets;      // [levels + 1]
+    const int32_t* resolutions;  // [levels]
+    int64_t entries;
+    int levels;
+    Options options;
+
+    template <int D>
+    Level level(int l) const {
+        return level_at<D>(offsets, resolutions, l, entries, options.tiled);
+    }
+};
+
+// Levels differ in cost (the fine ones miss the cache), so threads take them one at a time, the finest first.
+template <typename Work>
+void for_each_level(int levels, const Work& work) {
+    std::atomic<int> taken{0};
+    at::parallel_for(0, std::min<int64_t>(levels, at::get_num_threads()), 1, [&](int64_t begin, int64_t end) {
+        for (int64_t thread = begin; thread < end; ++thread)
+            for (int i = taken++; i < levels; i = taken++) work(levels - 1 - i);
+    });
+}
+
+// Entries and weights of the corners around a few samples, corner by corner, so that the compiler computes them in vector registers.
+// Samples outside the unit cube get weight zero.
+template <int D, typename Real>
+struct Stencils {
+    static constexpr int width = 16;
+    uint32_t entry[1 << D][width];
+    Real weight[1 << D][width];
+
+    // Compiled once for each D and Real: the work that depends on the features lies elsewhere.
+    __attribute__((noinline)) void locate(const Real* positions, int count, const Level& level, Options options) {
+        Real coordinate[D][width];
+        for (int i = 0; i < width; ++i)
+            for (int d = 0; d < D; ++d) coordinate[d][i] = i < count ? positions[i * D + d] : Real(-1);
+        if (options.smoothstep) level.summed ? fill<true, true>(coordinate, level, options) : fill<false, true>(coordinate, level, options);
+        else level.summed ? fill<true, false>(coordinate, level, options) : fill<false, false>(coordinate, level, options);
+    }
+
+   private:
+    // A loop with a branch inside would not be computed in vector registers, so the branches are known here.
+    template <bool summed, bool smoothstep>
+    HOST_DEVICE void fill(const Real (&coordinate)[D][width], Level level, Options options) {
+        level.summed = summed;
+        options.smoothstep = smoothstep;
+#pragma GCC ivdep
+        for (int i = 0; i < width; ++i) {
+            Real position[D];
+            UNROLL
+            for (int d = 0; d < D; ++d) position[d] = coordinate[d][i];
+            const Real inside = inside_unit_cube<D>(position) ? Real(1) : Real(0);
+            const Corners<D, Real> corners(position, level, options);
+            UNROLL
+            for (int corner = 0; corner < (1 << D); ++corner) {
+                entry[corner][i] = corners.index(corner, level);
+                weight[corner][i] = inside * corners.weight(corner);
+            }
+        }
+    }
+};
+
+template <int D, int F, typename Value, typename Real>
+void forward_loop(const Real* positions, const Value* table, Grid grid, int64_t samples, Value* output) {
+    constexpr int width = Stencils<D, Real>::width;
+    constexpr int64_t block = 1 << 16;  // samples that pass by one level before the next: its entries stay in the cache meanwhile
+    at::parallel_for(0, samples, 1024, [&](int64_t begin, int64_t end) {
+        Stencils<D, Real> stencils;
+        for (int64_t first = begin; first < end; first += block) {
+            const int64_t last = std::min(end, first + block);
+            for (int l = 0; l < grid.levels; ++l) {
+                const Level level = grid.level<D>(l);
+                const Value* level_table = table + level.offset * F;
+                for (int64_t i = first; i < last; i += width) {
+                    const int count = static_cast<int>(std::min<int64_t>(width, last - i));
+                    stencils.locate(positions + i * D, count, level, grid.options);
+                    for (int j = 0; j < count; ++j) {
+                        Real result[F] = {};
+                        UNROLL
+                        for (int corner = 0; corner < (1 << D); ++corner)
+                            for (int f = 0; f < F; ++f)
+                                result[f] += stencils.weight[corner][j] *
+                                             static_cast<Real>(level_table[uint64_t{stencils.entry[corner][j]} * F + f]);
+                        for (int f = 0; f < F; ++f) output[((i + j) * grid.levels + l) * F + f] = static_cast<Value>(result[f]);
+                    }
+                }
+            }
+        }
+    });
+}
+
+template <int D, int F, typename Value, typename Real>
+void backward_loop(const Value* grad, const Real* positions, Grid grid, int64_t samples, Real* result) {
+    constexpr int width = Stencils<D, Real>::width;
+    for_each_level(grid.levels, [&](int l) {
+        const Level level = grid.level<D>(l);
+        Real* level_result = result + level.offset * F;
+        Stencils<D, Real> stencils;
+        for (int64_t i = 0; i < samples; i += width) {
+            const int count = static_cast<int>(std::min<int64_t>(width, samples - i));
+            stencils.locate(positions + i * D, count, level, grid.options);
+            for (int j = 0; j < count; ++j) {
+                Real slope[F];
+                for (int f = 0; f < F; ++f) slope[f] = static_cast<Real>(grad[((i + j) * grid.levels + l) * F + f]);
+                if (std::all_of(slope, slope + F, [](Real value) { return value == Real(0); })) continue;
+                UNROLL
+                for (int corner = 0; corner < (1 << D); ++corner)
+                    for (int f = 0; f < F; ++f)
+                        level_result[uint64_t{stencils.entry[corner][j]} * F + f] += stencils.weight[corner][j] * slope[f];
+            }
+        }
+    });
+}
+
+template <int D, int F, typename Value, typename Real>
+void backward_positions_loop(const Value* grad, const Real* positions, const Value* table, Grid grid, int64_t samples, Real* result) {
+    at::parallel_for(0, samples, 1024, [&](int64_t begin, int64_t end) {
+        std::fill(result + begin * D, result + end * D, Real(0));
+        for (int l = 0; l < grid.levels; ++l) {
+            const Level level = grid.level<D>(l);
+            const Value* level_table = table + level.offset * F;
+            const auto read = [&](uint64_t entry, Real* values) {
+                for (int f = 0; f < F; ++f) values[f] = static_cast<Real>(level_table[entry * F + f]);
+            };
+            for (int64_t i = begin; i < end; ++i) {
+                if (!inside_unit_cube<D>(positions + i * D)) continue;
+                Real slope[F];
+                for (int f = 0; f < F; ++f) slope[f] = static_cast<Real>(grad[(i * grid.levels + l) * F + f]);
+                add_position_gradient<D, F>(positions + i * D, slope, level, grid.options, read, result + i * D);
+            }
+        }
+    });
+}
+
+template <int D, int F, typename Real>
+void total_variation_loop(const Real* table, Grid grid, const Real* positions, int64_t samples, Real scale, Real* gradient) {
+    for_each_level(grid.levels, [&](int l) {
+        const Level level = grid.level<D>(l);
+        Real* level_gradient = gradient + level.offset * F;
+        const auto add = [&](uint64_t entry, int f, Real value) { level_gradient[entry * F + f] += value; };
+        for (int64_t i = 0; i < samples; ++i) {
+            if (!inside_unit_cube<D>(positions + i * D)) continue;
+            total_variation_gradient<D, F>(positions + i * D, table + level.offset * F, level, grid.options, scale, add);
+        }
+    });
+}
+
+}  // namespace gridencoder
