@@ -14,12 +14,11 @@ DROPPED = 0.005
 FEWEST = 8
 NEAR_MARGIN, FAR_MARGIN = 0.9, 1.1
 
-# Where views start when nobody says. Right at the camera, as a rule: fog there is too coarse to pass for a photo, and goes. Where all sparse
-# points lie on one object far from every camera (nothing is known in most of the way to it), fog half-way does pass for a background, so
-# views start at three quarters of the way to the nearest point of all.
+# Where views start when nobody says: all of them at three quarters of the way to the nearest sparse point of all. What has no texture has no
+# points, so a start for each view by its own points would cut things off; and fog right before the cameras is what a field of few photos
+# learns first.
 MIN_NEAR = 0.05
 NEAR_SHARE = 0.75
-OBJECT_SHARE = 0.7  # of the cameras' median distance to the median point
 
 
 def scene_bound(points, synthetic, options):
@@ -78,8 +77,7 @@ def view_limits(points, seen, positions, options):
     """
     known = points is not None and seen is not None
     least, most = _distances(points, seen, positions) if known else (np.full(len(positions), fill) for fill in (np.inf, 0))
-    away = np.linalg.norm(positions - np.median(points, axis=0), axis=1) if known else least
-    start, why = _start(least, away, options.min_near)
+    start, why = _start(least, options.min_near)
     near, far = np.full(len(positions), start), np.full(len(positions), np.inf)
     if options.enable_cam_near_far and known:
         sighted = np.isfinite(least)
@@ -92,15 +90,14 @@ def view_limits(points, seen, positions, options):
     return near.astype(np.float32), far.astype(np.float32), notes
 
 
-def _start(least, away, min_near):
-    """The distance at which all views start, and a note. least [n]: to the nearest point each view sees; away [n]: to the middle of the points."""
+def _start(least, min_near):
+    """The distance at which all views start, and a note."""
     if min_near is not None:
         return min_near, f"views start at {min_near:g} (as given)"
-    nearest = least.min()
-    start = NEAR_SHARE * nearest
-    if not np.isfinite(nearest) or nearest < OBJECT_SHARE * np.median(away) or start < MIN_NEAR:
+    start = NEAR_SHARE * least.min()
+    if not MIN_NEAR < start < np.inf:
         return MIN_NEAR, f"views start at {MIN_NEAR:g} (--min_near changes it)"
-    return start, f"views start at {start:.3g}, because all sparse points lie on an object at {nearest:.3g} or more from every camera (--min_near changes it)"
+    return start, f"views start at {start:.3g} (3/4 of the way to the nearest sparse point of all; --min_near changes it)"
 
 
 def _distances(points, seen, positions):
