@@ -74,30 +74,58 @@ struct Stencils {
     }
 };
 
+constexpr int64_t NEAR_CACHE = 1 << 18;  // bytes of a level that the core's own cache serves without being asked ahead
+
+// Calls work(i, count, stencils) for the samples begin to end, `width` at a time. A level that exceeds the cache is bound by waiting for
+// its entries, so there those of the next samples are asked for before the present ones are worked on. `at(entry)`: where an entry lies.
+template <int D, typename Real, typename At, typename Work>
+void for_each_stencil(const Real* positions, int64_t begin, int64_t end, const Level& level, Options options, int64_t level_bytes,
+                      const At& at, const Work& work) {
+    constexpr int width = Stencils<D, Real>::width;
+    const auto count_from = [&](int64_t i) { return static_cast<int>(std::min<int64_t>(width, end - i)); };
+    Stencils<D, Real> two[2];
+    if (level_bytes <= NEAR_CACHE) {
+        for (int64_t i = begin; i < end; i += width) {
+            two[0].locate(positions + i * D, count_from(i), level, options);
+            work(i, count_from(i), two[0]);
+        }
+        return;
+    }
+    const auto ask_for = [&](int64_t i, Stencils<D, Real>& stencils) {
+        if (i >= end) return;
+        stencils.locate(positions + i * D, count_from(i), level, options);
+        for (int corner = 0; corner < (1 << D); ++corner)
+            for (int j = 0; j < width; ++j) __builtin_prefetch(at(stencils.entry[corner][j]));
+    };
+    ask_for(begin, two[0]);
+    int turn = 0;
+    for (int64_t i = begin; i < end; i += width, turn = 1 - turn) {
+        ask_for(i + width, two[1 - turn]);
+        work(i, count_from(i), two[turn]);
+    }
+}
+
 template <int D, int F, typename Value, typename Real>
 void forward_loop(const Real* positions, const Value* table, Grid grid, int64_t samples, Value* output) {
-    constexpr int width = Stencils<D, Real>::width;
     constexpr int64_t block = 1 << 16;  // samples that pass by one level before the next: its entries stay in the cache meanwhile
     at::parallel_for(0, samples, 1024, [&](int64_t begin, int64_t end) {
-        Stencils<D, Real> stencils;
         for (int64_t first = begin; first < end; first += block) {
             const int64_t last = std::min(end, first + block);
             for (int l = 0; l < grid.levels; ++l) {
                 const Level level = grid.level<D>(l);
                 const Value* level_table = table + level.offset * F;
-                for (int64_t i = first; i < last; i += width) {
-                    const int count = static_cast<int>(std::min<int64_t>(width, last - i));
-                    stencils.locate(positions + i * D, count, level, grid.options);
+                const auto at = [&](uint32_t entry) { return level_table + uint64_t{entry} * F; };
+                const auto work = [&](int64_t i, int count, const Stencils<D, Real>& stencils) {
                     for (int j = 0; j < count; ++j) {
                         Real result[F] = {};
                         UNROLL
                         for (int corner = 0; corner < (1 << D); ++corner)
                             for (int f = 0; f < F; ++f)
-                                result[f] += stencils.weight[corner][j] *
-                                             static_cast<Real>(level_table[uint64_t{stencils.entry[corner][j]} * F + f]);
+                                result[f] += stencils.weight[corner][j] * static_cast<Real>(at(stencils.entry[corner][j])[f]);
                         for (int f = 0; f < F; ++f) output[((i + j) * grid.levels + l) * F + f] = static_cast<Value>(result[f]);
                     }
-                }
+                };
+                for_each_stencil<D>(positions, first, last, level, grid.options, level.entries * F * sizeof(Value), at, work);
             }
         }
     });
@@ -105,24 +133,28 @@ void forward_loop(const Real* positions, const Value* table, Grid grid, int64_t 
 
 template <int D, int F, typename Value, typename Real>
 void backward_loop(const Value* grad, const Real* positions, Grid grid, int64_t samples, Real* result) {
-    constexpr int width = Stencils<D, Real>::width;
     for_each_level(grid.levels, [&](int l) {
         const Level level = grid.level<D>(l);
         Real* level_result = result + level.offset * F;
-        Stencils<D, Real> stencils;
-        for (int64_t i = 0; i < samples; i += width) {
-            const int count = static_cast<int>(std::min<int64_t>(width, samples - i));
-            stencils.locate(positions + i * D, count, level, grid.options);
+        const auto at = [&](uint32_t entry) { return level_result + uint64_t{entry} * F; };
+        const auto work = [&](int64_t i, int count, const Stencils<D, Real>& stencils) {
             for (int j = 0; j < count; ++j) {
                 Real slope[F];
                 for (int f = 0; f < F; ++f) slope[f] = static_cast<Real>(grad[((i + j) * grid.levels + l) * F + f]);
                 if (std::all_of(slope, slope + F, [](Real value) { return value == Real(0); })) continue;
+                Real* entry[1 << D];  // read first: for all the compiler knows, the additions could change the stencils
+                Real weight[1 << D];
+                UNROLL
+                for (int corner = 0; corner < (1 << D); ++corner) {
+                    entry[corner] = at(stencils.entry[corner][j]);
+                    weight[corner] = stencils.weight[corner][j];
+                }
                 UNROLL
                 for (int corner = 0; corner < (1 << D); ++corner)
-                    for (int f = 0; f < F; ++f)
-                        level_result[uint64_t{stencils.entry[corner][j]} * F + f] += stencils.weight[corner][j] * slope[f];
+                    for (int f = 0; f < F; ++f) entry[corner][f] += weight[corner] * slope[f];
             }
-        }
+        };
+        for_each_stencil<D>(positions, 0, samples, level, grid.options, level.entries * F * sizeof(Real), at, work);
     });
 }
 
