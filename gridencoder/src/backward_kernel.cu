@@ -61,7 +61,7 @@ template <int D, int F, typename Value>
 __global__ void __launch_bounds__(threads) backward_kernel(const Value* __restrict__ grad, const float* __restrict__ positions, Grid grid,
                                                            int64_t samples, float* __restrict__ result) {
     const int64_t i = thread_index();
-    const Level level = level_at<D>(grid.offsets, grid.resolutions, blockIdx.y, grid.entries, grid.options.tiled);
+    const Level level = grid.level<D>(blockIdx.y);
     if (level.entries == 0) return;  // the whole block
     float slope[F] = {}, position[D] = {};
     if (i < samples) {

@@ -19,7 +19,7 @@ __global__ void __launch_bounds__(threads)
     for (int l = 0; l < levels; ++l) {
         float slope[F];
         read_features<F>(grad + (i * grid.levels + l) * F, slope);
-        const Level level = level_at<D>(grid.offsets, grid.resolutions, l, grid.entries, grid.options.tiled);
+        const Level level = grid.level<D>(l);
         if (level.entries == 0 || all_zero<F>(slope)) continue;
         const Value* level_table = table + level.offset * F;
         const auto read = [&](uint64_t entry, float* values) { read_features<F>(level_table + entry * F, values); };

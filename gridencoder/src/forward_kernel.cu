@@ -28,7 +28,7 @@ __global__ void __launch_bounds__(threads) forward_kernel(const float* __restric
                                                           int64_t samples, Value* __restrict__ output) {
     const int64_t i = thread_index();
     if (i >= samples) return;
-    const Level level = level_at<D>(grid.offsets, grid.resolutions, blockIdx.y, grid.entries, grid.options.tiled);
+    const Level level = grid.level<D>(blockIdx.y);
     float position[D], result[F] = {};
     UNROLL
     for (int d = 0; d < D; ++d) position[d] = positions[i * D + d];

@@ -10,15 +10,6 @@
 
 namespace gridencoder {
 
-// The pyramid as the kernels see it: device pointers, sizes and its kind.
-struct Grid {
-    const int32_t* offsets;      // [levels + 1]
-    const int32_t* resolutions;  // [levels]
-    int64_t entries;
-    int levels;
-    Options options;
-};
-
 // D: 2 or 3. F: 1, 2, 4 or 8. Value: float or __half. Rows of F values must be aligned to their own size.
 template <int D, int F, typename Value>
 cudaError_t launch_forward(const float* positions, const Value* table, Grid grid, int64_t samples, Value* output, cudaStream_t stream);

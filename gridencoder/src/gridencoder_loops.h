@@ -11,20 +11,6 @@
 
 namespace gridencoder {
 
-// The pyramid as the loops see it: pointers, sizes and its kind.
-struct Grid {
-    const int32_t* offsets;      // [levels + 1]
-    const int32_t* resolutions;  // [levels]
-    int64_t entries;
-    int levels;
-    Options options;
-
-    template <int D>
-    Level level(int l) const {
-        return level_at<D>(offsets, resolutions, l, entries, options.tiled);
-    }
-};
-
 // Levels differ in cost (the fine ones miss the cache), so threads take them one at a time, the finest first.
 template <typename Work>
 void for_each_level(int levels, const Work& work) {

@@ -36,21 +36,30 @@ struct Level {
     bool summed;         // dense or tiled: an index is a sum of cell * stride; hashed: an exclusive or of cell * prime
 };
 
-template <int D>
-HOST_DEVICE Level level_at(const int32_t* offsets, const int32_t* resolutions, int level, int64_t table_entries, bool tiled) {
-    Level result;
-    result.offset = offsets[level];
-    const int64_t end = offsets[level + 1];
-    const bool inside = result.offset >= 0 && end > result.offset && end <= table_entries && resolutions[level] > 0;
-    result.entries = inside ? static_cast<uint32_t>(end - result.offset) : 0u;
-    result.resolution = resolutions[level];
-    uint64_t cells = 1;
-    for (int d = 0; d < D; ++d) cells = cells > result.entries ? cells : cells * static_cast<uint64_t>(result.resolution);
-    const bool dense = cells <= result.entries;
-    result.mask = dense ? ~0u : result.entries - 1u;
-    result.summed = dense || tiled;
-    return result;
-}
+// The pyramid: pointers to where the loops or kernels run, sizes and its kind.
+struct Grid {
+    const int32_t* offsets;      // [levels + 1]
+    const int32_t* resolutions;  // [levels]
+    int64_t entries;
+    int levels;
+    Options options;
+
+    template <int D>
+    HOST_DEVICE Level level(int l) const {
+        Level result;
+        result.offset = offsets[l];
+        const int64_t end = offsets[l + 1];
+        const bool inside = result.offset >= 0 && end > result.offset && end <= entries && resolutions[l] > 0;
+        result.entries = inside ? static_cast<uint32_t>(end - result.offset) : 0u;
+        result.resolution = resolutions[l];
+        uint64_t cells = 1;
+        for (int d = 0; d < D; ++d) cells = cells > result.entries ? cells : cells * static_cast<uint64_t>(result.resolution);
+        const bool dense = cells <= result.entries;
+        result.mask = dense ? ~0u : result.entries - 1u;
+        result.summed = dense || options.tiled;
+        return result;
+    }
+};
 
 // False for positions outside the unit cube and for NaN.
 template <int D, typename Real>

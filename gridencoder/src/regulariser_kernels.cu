@@ -13,7 +13,7 @@ __global__ void __launch_bounds__(threads)
     float position[D];
     UNROLL
     for (int d = 0; d < D; ++d) position[d] = positions[i * D + d];
-    const Level level = level_at<D>(grid.offsets, grid.resolutions, blockIdx.y, grid.entries, grid.options.tiled);
+    const Level level = grid.level<D>(blockIdx.y);
     if (level.entries == 0 || !inside_unit_cube<D>(position)) return;
     float* level_gradient = gradient + level.offset * F;
     const auto add = [&](uint64_t entry, int f, float value) { atomicAdd(level_gradient + entry * F + f, value); };
