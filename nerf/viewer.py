@@ -5,6 +5,7 @@ only leave notes. viser's cameras are OpenCV's (x right, y down, looking along z
 """
 
 import contextlib
+import dataclasses
 import io
 import logging
 import math
@@ -23,7 +24,6 @@ from nerf.errors import UserError
 from nerf.evaluation import Rendered
 from nerf.images import depth_picture, to_uint8
 from nerf.scene.cameras import OPENCV_TO_OPENGL, PERSPECTIVE, Cameras
-from nerf.scene.extent import MIN_NEAR
 from nerf.trajectory import attention_centre
 
 VISER = "viser==1.1.1"
@@ -123,7 +123,8 @@ class Viewer:
         self.trainer, self.options = trainer, trainer.options
         self._visitors, self._wake = {}, threading.Event()
         self._save_wanted, self._fields, self._next_tell, self._next_frame = False, {}, 0.0, 0.0
-        self._painter = Painter(lambda cameras, index: trainer.model.render(cameras, index))
+        near = trainer.scene.cameras.near.min(keepdims=True)  # before that nothing was learned
+        self._painter = Painter(lambda cameras, index: trainer.model.render(dataclasses.replace(cameras, near=near), index))
         cameras = trainer.scene.cameras.select(trainer.scene.train)
         self._centre = attention_centre(np.asarray(cameras.poses, dtype=np.float64))
         self._server = _start_server(self.options.port)
@@ -355,7 +356,7 @@ def pinhole(eye, size, offset=(0.0, 0.0), row=0, rows=None):
         intrinsics=np.array([[fx, fy, width / 2 - offset[0], height / 2 - offset[1] - row]], dtype=np.float32),
         distortion=np.zeros((1, 6), dtype=np.float32), lens=np.array([PERSPECTIVE], dtype=np.int32),
         sizes=np.array([[width, height - row if rows is None else rows]], dtype=np.int32),
-        near=np.full(1, MIN_NEAR, dtype=np.float32), far=np.full(1, np.inf, dtype=np.float32))  # fmt: skip
+        near=np.zeros(1, dtype=np.float32), far=np.full(1, np.inf, dtype=np.float32))  # fmt: skip
 
 
 def subpixel(count):

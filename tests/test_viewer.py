@@ -69,7 +69,7 @@ def ring(count=8, radius=2.0):
     return Cameras(
         poses=np.array(poses, dtype=np.float32), intrinsics=np.tile(np.float32([60, 60, 40, 30]), (count, 1)),
         distortion=np.zeros((count, 6), np.float32), lens=np.full(count, PERSPECTIVE, np.int32),
-        sizes=np.tile(np.int32([80, 60]), (count, 1)), near=np.zeros(count, np.float32), far=np.full(count, np.inf, np.float32))  # fmt: skip
+        sizes=np.tile(np.int32([80, 60]), (count, 1)), near=np.linspace(0.25, 0.5, count, dtype=np.float32), far=np.full(count, np.inf, np.float32))  # fmt: skip
 
 
 class ToyTrainer:
@@ -85,6 +85,7 @@ class ToyTrainer:
 
     def render(self, cameras, index):
         assert "swapped" in self.inside
+        assert cameras.near.tolist() == [0.25], "the page's picture starts where the photos' views do"
         self.before_render()
         self.sizes.append(tuple(cameras.sizes[index]))
         self.threads.add(threading.get_ident())

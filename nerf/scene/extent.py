@@ -14,7 +14,7 @@ DROPPED = 0.005
 FEWEST = 8
 NEAR_MARGIN, FAR_MARGIN = 0.9, 1.1
 
-# Where views start when nobody says: all of them at three quarters of the way to the nearest sparse point of all. What has no texture has no
+# Where views start when nobody says: all of them at three quarters of the least distance to a sparse point. What has no texture has no
 # points, so a start for each view by its own points would cut things off; and fog right before the cameras is what a field of few photos
 # learns first.
 MIN_NEAR = 0.05
