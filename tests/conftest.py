@@ -1,5 +1,6 @@
 """Shared fixtures: where real scenes are, and which tests need a GPU."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -61,3 +62,21 @@ def make_trainer(demo_scene, tmp_path):
         return Trainer(load_scene(options), options, torch.device(device), folder)
 
     return make
+
+
+@pytest.fixture
+def served():
+    """A function: flags -> (toy trainer, viewer), closed at the end."""
+    pytest.importorskip("viser", reason="viser is not installed")
+    from nerf.viewer import Viewer
+    from viewer_page import ToyTrainer
+
+    with contextlib.ExitStack() as stack:
+
+        def start(*flags):
+            trainer = ToyTrainer(*flags)
+            viewer = Viewer(trainer)
+            stack.callback(viewer.close)
+            return trainer, viewer
+
+        yield start

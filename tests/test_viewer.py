@@ -1,32 +1,20 @@
-"""The viewer: cameras converted exactly, and a real server seen by a websocket client and by a headless browser."""
+"""The viewer: cameras converted exactly, and a real server seen by a websocket client."""
 
-import base64
 import contextlib
-import json
 import math
 import os
-import shutil
 import signal
-import socket
-import subprocess
 import sys
 import threading
 import time
-import urllib.request
-from types import SimpleNamespace
 
-import cv2
 import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
 from nerf import viewer as viewer_module
 from nerf.errors import UserError
-from nerf.evaluation import Rendered
-from nerf.options import parse_options
-from nerf.scene.cameras import PERSPECTIVE, Cameras
 from nerf.viewer import (
-    Eye,
     Painter,
     Viewer,
     opencv_wxyz,
@@ -34,144 +22,7 @@ from nerf.viewer import (
     pinhole,
     subpixel,
 )
-
-BALL, FLOOR = (0.9, 0.2, 0.1), (0.2, 0.4, 0.8)
-
-
-def toy_render(cameras, index):
-    """A red ball of radius 0.5 about the origin over a blue floor z = -0.5, on white, traced exactly."""
-    width, height = cameras.sizes[index]
-    fx, fy, cx, cy = cameras.intrinsics[index]
-    y, x = np.mgrid[:height, :width] + 0.5
-    local = np.stack([(x - cx) / fx, -(y - cy) / fy, -np.ones_like(x)], axis=-1)
-    pose = cameras.poses[index].astype(np.float64)
-    direction = (local / np.linalg.norm(local, axis=-1, keepdims=True)) @ pose[:, :3].T
-    origin = pose[:, 3]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        b, c = direction @ origin, origin @ origin - 0.25
-        ball = -b - np.sqrt(b * b - c)
-        floor = (-0.5 - origin[2]) / direction[..., 2]
-    ball, floor = (np.where(t > 0, t, np.inf) for t in (ball, floor))
-    depth = np.minimum(ball, floor)
-    rgb = np.where((ball <= floor)[..., None], BALL, FLOOR)
-    rgb[~np.isfinite(depth)] = 1.0
-    opacity = np.isfinite(depth)
-    return Rendered(rgb.astype(np.float32), np.where(opacity, depth, 0).astype(np.float32), opacity.astype(np.float32))
-
-
-def ring(count=8, radius=2.0):
-    """Cameras round the origin, at its height, looking at it."""
-    poses = []
-    for angle in np.arange(count) * 2 * np.pi / count:
-        back = np.array([np.cos(angle), np.sin(angle), 0.0])
-        right = np.array([-np.sin(angle), np.cos(angle), 0.0])
-        poses.append(np.column_stack([right, [0, 0, 1], back, radius * back]))
-    return Cameras(
-        poses=np.array(poses, dtype=np.float32), intrinsics=np.tile(np.float32([60, 60, 40, 30]), (count, 1)),
-        distortion=np.zeros((count, 6), np.float32), lens=np.full(count, PERSPECTIVE, np.int32),
-        sizes=np.tile(np.int32([80, 60]), (count, 1)), near=np.linspace(0.25, 0.5, count, dtype=np.float32), far=np.full(count, np.inf, np.float32))  # fmt: skip
-
-
-class ToyTrainer:
-    """What the viewer asks of a trainer, and a record of the calls."""
-
-    def __init__(self, *flags):
-        port = free_port()
-        self.options = parse_options(["scene", "--port", str(port), "--radius", "3", *flags])
-        self.scene = SimpleNamespace(cameras=ring(), train=np.arange(8))
-        self.step, self.model = SimpleNamespace(steps=16), SimpleNamespace(render=self.render)
-        self.clock, self.ema = SimpleNamespace(paused=self.within("paused")), SimpleNamespace(swapped=self.within("swapped"))
-        self.sizes, self.threads, self.saves, self.inside, self.before_render = [], set(), 0, [], lambda: None
-
-    def render(self, cameras, index):
-        assert "swapped" in self.inside
-        assert cameras.near.tolist() == [0.25], "the page's picture starts where the photos' views do"
-        self.before_render()
-        self.sizes.append(tuple(cameras.sizes[index]))
-        self.threads.add(threading.get_ident())
-        return toy_render(cameras, index)
-
-    def save(self):
-        assert self.inside == ["paused"]
-        self.saves += 1
-
-    def within(self, name):
-        @contextlib.contextmanager
-        def context():
-            self.inside.append(name)
-            try:
-                yield
-            finally:
-                self.inside.remove(name)
-
-        return context
-
-
-class Page:
-    """The browser's side of viser's wire protocol, as far as these tests need it."""
-
-    def __init__(self, port, eye):
-        connect = pytest.importorskip("websockets.sync.client").connect
-        import viser
-
-        self.socket = connect(f"ws://127.0.0.1:{port}", subprotocols=[f"viser-v{viser.__version__}"], max_size=None)
-        self.look(eye)
-
-    def send(self, message):
-        import msgspec
-
-        self.socket.send(msgspec.msgpack.encode(message.as_serializable_dict()))
-
-    def look(self, eye):
-        from viser import _messages
-
-        self.send(_messages.ViewerCameraMessage(
-            wxyz=eye.wxyz, position=eye.position, fov=eye.fovy, near=0.01, far=1000.0, image_height=eye.height, image_width=eye.width,
-            look_at=(0.0, 0.0, 0.0), up_direction=(0.0, 0.0, 1.0)))  # fmt: skip
-
-    def set_value(self, handle, value):
-        from viser import _messages
-
-        self.send(_messages.GuiUpdateMessage(uuid=handle._impl.uuid, updates={"value": value}))
-
-    def messages(self, seconds=0.0):
-        """All messages that arrive until none came for `seconds`, as dicts."""
-        found = []
-        with contextlib.suppress(TimeoutError):
-            while True:
-                found += self._unpack(self.socket.recv(timeout=seconds))
-        return found
-
-    def picture(self, seconds=0.3):
-        """The newest background picture that has arrived [H, W, 3] uint8, or None."""
-        pictures = [m["rgb_data"] for m in self.messages(seconds) if m["type"] == "BackgroundImageMessage"]
-        return cv2.imdecode(np.frombuffer(pictures[-1], np.uint8), cv2.IMREAD_COLOR)[..., ::-1] if pictures else None
-
-    @staticmethod
-    def _unpack(data):
-        import msgspec
-        import zstandard
-
-        packed = int.from_bytes(data[8:16], "little")
-        return msgspec.msgpack.decode(zstandard.decompress(data[16:16 + packed]))["messages"]  # fmt: skip
-
-
-EAST = Eye(tuple(opencv_wxyz(ring().poses[0])), (3.0, 0.0, 0.0), math.radians(50), 320, 240)
-
-
-@pytest.fixture
-def served():
-    """A function: flags -> (trainer, viewer), closed at the end."""
-    pytest.importorskip("viser", reason="viser is not installed")
-    with contextlib.ExitStack() as stack:
-
-        def start(*flags):
-            trainer = ToyTrainer(*flags)
-            viewer = Viewer(trainer)
-            stack.callback(viewer.close)
-            return trainer, viewer
-
-        yield start
+from viewer_page import EAST, Page, ToyTrainer, ring, settle, toy_render, wait_until
 
 
 @pytest.fixture
@@ -187,26 +38,6 @@ def page(served):
             return trainer, viewer, client
 
         yield start
-
-
-def wait_until(condition, seconds=10.0):
-    end = time.perf_counter() + seconds
-    while not condition():
-        assert time.perf_counter() < end, "nothing happened"
-        time.sleep(0.01)
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def settle(viewer):
-    """Refreshes until a camera at rest has its full frame."""
-    for _ in range(6):
-        viewer.refresh()
-        time.sleep(0.1)
 
 
 # ---- cameras
@@ -487,95 +318,3 @@ def test_serve_shows_frames_until_interrupted(page, capsys):
     assert not viewer._training_controls.visible
     assert "Ctrl-C ends it" in capsys.readouterr().out
     viewer_module._check_port(trainer.options.port)
-
-
-# ---- a real browser
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-CHROMIUM_FLAGS = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update",
-    "--disable-sync", "--enable-unsafe-swiftshader", "--remote-debugging-port=0", "--window-size=1000,800",
-]  # fmt: skip
-
-
-class Browser:
-    """Chromium without a window, driven through its debugging protocol."""
-
-    def __init__(self, url, profile, meanwhile):
-        self.meanwhile, self.calls = meanwhile, 0
-        self.process = subprocess.Popen(
-            [CHROMIUM, *CHROMIUM_FLAGS, f"--user-data-dir={profile}", url], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
-        self.told = profile / "DevToolsActivePort"
-
-    def connect(self):
-        from websockets.sync.client import connect
-
-        wait_until(lambda: self.told.exists() and self.told.read_text().count("\n"), 30)
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.told.read_text().split()[0]}/json") as answer:
-            tab = next(target for target in json.load(answer) if target["type"] == "page")
-        self.socket = connect(tab["webSocketDebuggerUrl"], max_size=None)
-
-    def call(self, method, **params):
-        self.calls += 1
-        self.socket.send(json.dumps({"id": self.calls, "method": method, "params": params}))
-        while (answer := json.loads(self.socket.recv(timeout=30))).get("id") != self.calls:
-            pass
-        return answer["result"]
-
-    def screenshot(self):
-        data = base64.b64decode(self.call("Page.captureScreenshot")["data"])
-        return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)[..., ::-1] / 255.0
-
-    def click(self, x, y):
-        for kind, button, held in (("mouseMoved", "none", 0), ("mousePressed", "left", 1), ("mouseReleased", "left", 0)):
-            self.call("Input.dispatchMouseEvent", type=kind, x=float(x), y=float(y), button=button, buttons=held, clickCount=held)
-            self.run(0.3)
-
-    def run(self, seconds):
-        """Goes on with what the page's server has to do."""
-        end = time.perf_counter() + seconds
-        while time.perf_counter() < end:
-            self.meanwhile()
-            time.sleep(0.02)
-
-    def close(self):
-        self.process.terminate()
-        self.process.wait(20)
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH")
-def test_chromium_shows_the_model_and_a_click_on_a_camera_goes_there(served, tmp_path):
-    trainer, viewer = served("--radius", "4")
-    browser = Browser(f"http://127.0.0.1:{trainer.options.port}", tmp_path / "profile", viewer.refresh)
-    try:
-        browser.connect()
-        wait_until(lambda: viewer._visitors, 40)
-        visitor = next(iter(viewer._visitors.values()))
-        wait_until(lambda: np.allclose(visitor.eye.position, (4, 0, 0), atol=1e-6))
-        wait_until(lambda: browser.run(1.0) or near(browser.screenshot(), 0.5, 0.55, BALL), 30)
-        seen = browser.screenshot()
-        assert near(seen, 0.3, 0.9, FLOOR)
-        assert near(seen, 0.6, 0.2, (1, 1, 1))
-        photo = ring().poses[5]  # on the far side, left of the ball, where the panel is not
-        height, width = seen.shape[:2]
-        browser.click(*on_screen(visitor.eye, photo[:, 3], width, height))
-        browser.run(2.0)
-        np.testing.assert_allclose(opengl_pose(visitor.eye.wxyz, visitor.eye.position), photo, atol=1e-4)
-        assert near(browser.screenshot(), 0.5, 0.6, BALL), "seen from there, the ball is in the middle again"
-    finally:
-        browser.close()
-
-
-def near(picture, x, y, colour):
-    """Whether the median colour about a place (shares of width and height) is `colour`, whatever thin lines cross it."""
-    height, width = picture.shape[:2]
-    patch = picture[int(y * height) - 12 : int(y * height) + 12, int(x * width) - 12 : int(x * width) + 12]
-    return np.abs(np.median(patch, axis=(0, 1)) - colour).max() < 0.05
-
-
-def on_screen(eye, point, width, height):
-    """Where a world point appears on a page of that size."""
-    pose = opengl_pose(eye.wxyz, eye.position).astype(np.float64)
-    x, y, z = pose[:, :3].T @ (point - pose[:, 3])
-    focal = height / 2 / math.tan(eye.fovy / 2)
-    return width / 2 - focal * x / z, height / 2 + focal * y / z
