@@ -12,9 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
-from nerf.viewer import (
-    opengl_pose,
-)
+from nerf.viewer import opengl_pose
 from viewer_page import BALL, FLOOR, ring, wait_until
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

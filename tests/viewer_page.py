@@ -14,10 +14,7 @@ import pytest
 from nerf.evaluation import Rendered
 from nerf.options import parse_options
 from nerf.scene.cameras import PERSPECTIVE, Cameras
-from nerf.viewer import (
-    Eye,
-    opencv_wxyz,
-)
+from nerf.viewer import Eye, opencv_wxyz
 
 BALL, FLOOR = (0.9, 0.2, 0.1), (0.2, 0.4, 0.8)
 
