@@ -2,6 +2,7 @@
 
 from .encoder import GridEncoder, level_layout
 from .ops import (
+    add_grid_encode_gradient,
     add_total_variation_gradient,
     add_weight_decay_gradient,
     grid_encode,
@@ -12,6 +13,7 @@ from .ops import (
 
 __all__ = [
     "GridEncoder",
+    "add_grid_encode_gradient",
     "add_total_variation_gradient",
     "add_weight_decay_gradient",
     "grid_encode",

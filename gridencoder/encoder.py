@@ -46,6 +46,8 @@ class GridEncoder(nn.Module):
         offsets: buffer [L + 1] int32, first entry of each level.
         resolutions: buffer [L] int32, entries along an axis of each level.
         gridtype, interpolation, align_corners: as given.
+        half_copy: None, or [E, F] float16 kept equal to the table by an optimiser; read under float16 autocast, in training mode.
+        gradient: None, or [E, F] float32, to which the backward pass adds the table's gradient.
         output_size: L * F.
     Raises:
         ValueError: an argument out of range, by name.
@@ -83,6 +85,7 @@ class GridEncoder(nn.Module):
         self.register_buffer("offsets", torch.tensor(offsets, dtype=torch.int32), persistent=False)
         self.register_buffer("resolutions", torch.tensor(resolutions, dtype=torch.int32), persistent=False)
         self.table = nn.Parameter(torch.empty(offsets[-1], features))
+        self.half_copy = self.gradient = None
         self.reset_parameters()
 
     def reset_parameters(self, generator=None):
@@ -91,9 +94,10 @@ class GridEncoder(nn.Module):
 
     def forward(self, positions):
         """positions [M, D] float32 in [0, 1] -> [M, L * F]; float16 under float16 autocast. See `grid_encode`."""
+        half_copy = self.half_copy if self.training else None  # evaluation may have other values in the table, such as their mean
         return grid_encode(
-            positions, self.table, self.offsets, self.resolutions, self.gridtype, self.interpolation, self.align_corners
-        )
+            positions, self.table, self.offsets, self.resolutions, self.gridtype, self.interpolation, self.align_corners, half_copy, self.gradient
+        )  # fmt: skip
 
     def extra_repr(self):
         resolutions = self.resolutions.tolist()

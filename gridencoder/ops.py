@@ -15,7 +15,9 @@ from . import reference
 kernels = load_kernels(__package__, Path(__file__).parent) or reference
 
 
-def grid_encode(positions, table, offsets, resolutions, gridtype="hash", interpolation="linear", align_corners=False):
+def grid_encode(
+    positions, table, offsets, resolutions, gridtype="hash", interpolation="linear", align_corners=False, half_copy=None, gradient=None
+):
     """Features of a multi-resolution grid at the given positions (Mueller et al. 2022, section 3).
 
     Level l has resolution_l^D entries on a regular grid over the unit cube and is read at x by interpolation between the 2^D entries
@@ -40,24 +42,28 @@ def grid_encode(positions, table, offsets, resolutions, gridtype="hash", interpo
         gridtype: "hash" or "tiled".
         interpolation: "linear", weights t and 1 - t; or "smoothstep", t replaced by 3 t^2 - 2 t^3, which has a continuous derivative.
         align_corners: whether entries sit at the corners of cells, not at their centres.
+        half_copy: [E, F] float16, the table's values; read under float16 autocast in place of a cast. Whoever changes the table keeps it equal.
+        gradient: [E, F] float32 (float64 for a float64 table), contiguous; the backward pass adds the table's gradient to it in place and
+            hands none to autograd, which saves a buffer of the table's size, its zeroing and an addition.
     Returns:
         [M, L * F], levels outermost, of the dtype in which the table is read.
     Raises:
         ValueError, TypeError: an argument of wrong shape, device, dtype or value, by name. Offsets and resolutions that do not fit the
             table are named on the CPU; on CUDA, where reading them would wait for the device, a level outside the table gives zeros.
     """
-    return GridEncode.apply(positions, table, offsets, resolutions, gridtype, interpolation, align_corners)
+    return GridEncode.apply(positions, table, offsets, resolutions, half_copy, gradient, gridtype, interpolation, align_corners)
 
 
 class GridEncode(torch.autograd.Function):
     """Ties `grid_encode_forward` to its two gradients; the table is kept for the backward pass only where the positions need theirs."""
 
     @staticmethod
-    def forward(ctx, positions, table, offsets, resolutions, *options):
+    def forward(ctx, positions, table, offsets, resolutions, half_copy, gradient, *options):
         device = positions.device.type
         half = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
-        ctx.table_shape, ctx.table_dtype, ctx.options = table.shape, table.dtype, options
-        table = table.half() if half else table
+        ctx.table_shape, ctx.table_dtype, ctx.gradient, ctx.options = table.shape, table.dtype, gradient, options
+        if half:
+            table = table.half() if half_copy is None else half_copy
         ctx.save_for_backward(positions, offsets, resolutions, table if ctx.needs_input_grad[0] else None)
         return grid_encode_forward(positions, table, offsets, resolutions, *options)
 
@@ -68,14 +74,26 @@ class GridEncode(torch.autograd.Function):
         of_positions = of_table = None
         if ctx.needs_input_grad[0]:
             of_positions = grid_encode_backward_positions(grad, positions, table, offsets, resolutions, *ctx.options)
-        if ctx.needs_input_grad[1]:
+        if ctx.needs_input_grad[1] and ctx.gradient is not None:
+            add_grid_encode_gradient(ctx.gradient, grad, positions, offsets, resolutions, *ctx.options)
+        elif ctx.needs_input_grad[1]:
             of_table = grid_encode_backward(grad, positions, offsets, resolutions, *ctx.table_shape, *ctx.options).to(ctx.table_dtype)
-        return of_positions, of_table, None, None, None, None, None
+        return of_positions, of_table, *[None] * 7
 
 
 def grid_encode_forward(positions, table, offsets, resolutions, gridtype="hash", interpolation="linear", align_corners=False):
     """The raw forward operator: `grid_encode` without differentiation and without autocast."""
     return kernels.grid_encode_forward(positions, table, offsets, resolutions, gridtype, interpolation, align_corners)
+
+
+def add_grid_encode_gradient(
+    gradient, grad, positions, offsets, resolutions, gridtype="hash", interpolation="linear", align_corners=False
+):
+    """Adds to `gradient` [E, F], in place, what `grid_encode_backward` returns; contiguous float32 (float64 for a float64 grad).
+
+    Args, Raises: as `grid_encode_backward`.
+    """
+    kernels.add_grid_encode_gradient(gradient, grad, positions, offsets, resolutions, gridtype, interpolation, align_corners)
 
 
 def grid_encode_backward(
@@ -158,6 +176,10 @@ def register_shapes():
     @torch.library.register_fake("gridencoder::grid_encode_backward")
     def _(grad, positions, offsets, resolutions, entries, features, gridtype="hash", interpolation="linear", align_corners=False):
         return positions.new_empty(entries, features)
+
+    @torch.library.register_fake("gridencoder::add_grid_encode_gradient")
+    def _(gradient, grad, positions, offsets, resolutions, gridtype="hash", interpolation="linear", align_corners=False):
+        return None
 
     @torch.library.register_fake("gridencoder::grid_encode_backward_positions")
     def _(grad, positions, table, offsets, resolutions, gridtype="hash", interpolation="linear", align_corners=False):

@@ -43,6 +43,13 @@ def grid_encode_backward(
         return torch.autograd.grad(output, table, grad.to(positions.dtype))[0]
 
 
+def add_grid_encode_gradient(
+    gradient, grad, positions, offsets, resolutions, gridtype="hash", interpolation="linear", align_corners=False
+):
+    """Adds the gradient of `grid_encode_backward` to `gradient`, in place."""
+    gradient += grid_encode_backward(grad, positions, offsets, resolutions, *gradient.shape, gridtype, interpolation, align_corners)
+
+
 def grid_encode_backward_positions(
     grad, positions, table, offsets, resolutions, gridtype="hash", interpolation="linear", align_corners=False
 ):

@@ -162,6 +162,27 @@ def test_total_variation_by_hand():
     assert not corner.any()
 
 
+def test_gradient_goes_into_a_buffer_that_is_there():
+    encoder = GridEncoder(levels=4, finest_resolution=64, log2_table_size=10)
+    positions, slope = torch.rand(200, 3), torch.randn(200, 8)
+    encoder(positions).backward(slope)
+    expected, encoder.table.grad = encoder.table.grad, None
+    encoder.gradient = torch.ones_like(encoder.table)
+    encoder(positions).backward(slope)
+    assert encoder.table.grad is None
+    torch.testing.assert_close(encoder.gradient, expected + 1)
+
+
+def test_half_copy_is_read_in_training_under_autocast_only():
+    encoder = GridEncoder(levels=4, finest_resolution=64, log2_table_size=10)
+    positions = torch.rand(200, 3)
+    encoder.half_copy = torch.full_like(encoder.table, 2.0, dtype=torch.float16)
+    with torch.autocast("cpu", dtype=torch.float16):
+        assert torch.equal(encoder(positions), torch.full((200, 8), 2.0, dtype=torch.float16))
+        assert encoder.eval()(positions).abs().max() < 1e-3
+    assert encoder.train()(positions).abs().max() < 1e-3
+
+
 def test_opcheck():
     table, offsets, resolutions = small_grid()
     positions, weight = torch.rand(50, 3), torch.ones(1)
@@ -170,6 +191,7 @@ def test_opcheck():
     torch.library.opcheck(operators.grid_encode_forward.default, (positions, table.half(), offsets, resolutions))
     torch.library.opcheck(operators.grid_encode_backward.default, (torch.rand(50, 12), positions, offsets, resolutions, *table.shape))
     gradient = torch.zeros_like(table)
+    torch.library.opcheck(operators.add_grid_encode_gradient.default, (gradient, torch.rand(50, 12), positions, offsets, resolutions))
     torch.library.opcheck(operators.add_total_variation_gradient.default, (table, gradient, offsets, resolutions, positions, weight))
     torch.library.opcheck(operators.add_weight_decay_gradient.default, (table, gradient, offsets, weight))
 
@@ -240,6 +262,9 @@ def test_bad_gradients_are_named():
     positions, weight = torch.rand(9, 3), torch.ones(1)
     with pytest.raises(ValueError, match="grad must be of shape"):
         grid_encode_backward(torch.rand(9, 11), positions, offsets, resolutions, *table.shape)
+    for wrong in (torch.zeros_like(table).T.contiguous().T, torch.zeros_like(table).double()):
+        with pytest.raises((ValueError, TypeError), match="gradient must be"):
+            gridencoder.add_grid_encode_gradient(wrong, torch.rand(9, 12), positions, offsets, resolutions)
     with pytest.raises(ValueError, match="gradient"):
         gridencoder.add_weight_decay_gradient(table, torch.zeros(3, 2), offsets, weight)
     with pytest.raises(TypeError, match="weight"):

@@ -1,7 +1,6 @@
 // Registration of the operators and their CPU form: checks, results, pointers; the loops are in gridencoder_loops.h.
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include "gridencoder_checks.h"
@@ -59,22 +58,28 @@ at::Tensor grid_encode_forward(const at::Tensor& positions, const at::Tensor& ta
     return output;
 }
 
-at::Tensor grid_encode_backward(const at::Tensor& grad, const at::Tensor& positions, const at::Tensor& offsets,
-                                const at::Tensor& resolutions, int64_t entries, int64_t features, std::string_view gridtype,
-                                std::string_view interpolation, bool align_corners) {
-    const Shape shape = check_backward(grad, positions, offsets, resolutions, entries, features);
+void add_grid_encode_gradient(const at::Tensor& gradient, const at::Tensor& grad, const at::Tensor& positions, const at::Tensor& offsets,
+                              const at::Tensor& resolutions, std::string_view gridtype, std::string_view interpolation,
+                              bool align_corners) {
+    const Shape shape = check_add_gradient(gradient, grad, positions, offsets, resolutions);
     const Grid grid = checked_grid(offsets, resolutions, shape, check_options(gridtype, interpolation, align_corners));
     const at::Tensor g = grad.contiguous(), p = positions.contiguous();
-    at::Tensor result = at::zeros({entries, features}, positions.options());
     for_dtype(grad.scalar_type(), [&](auto* value, auto* real) {
         using Value = std::remove_pointer_t<decltype(value)>;
         using Real = std::remove_pointer_t<decltype(real)>;
         for_shape(shape, [&](auto d, auto f) {
             backward_loop<d(), f()>(g.const_data_ptr<Value>(), p.const_data_ptr<Real>(), grid, shape.samples,
-                                    result.mutable_data_ptr<Real>());
+                                    gradient.mutable_data_ptr<Real>());
         });
     });
-    return result;
+}
+
+at::Tensor grid_encode_backward(const at::Tensor& grad, const at::Tensor& positions, const at::Tensor& offsets,
+                                const at::Tensor& resolutions, int64_t entries, int64_t features, std::string_view gridtype,
+                                std::string_view interpolation, bool align_corners) {
+    at::Tensor gradient = zero_gradient(positions, entries, features);
+    add_grid_encode_gradient(gradient, grad, positions, offsets, resolutions, gridtype, interpolation, align_corners);
+    return gradient;
 }
 
 at::Tensor grid_encode_backward_positions(const at::Tensor& grad, const at::Tensor& positions, const at::Tensor& table,
@@ -138,6 +143,9 @@ TORCH_LIBRARY(gridencoder, library) {
         "grid_encode_forward(Tensor positions, Tensor table, Tensor offsets, Tensor resolutions, str gridtype='hash', str "
         "interpolation='linear', bool align_corners=False) -> Tensor");
     library.def(
+        "add_grid_encode_gradient(Tensor(a!) gradient, Tensor grad, Tensor positions, Tensor offsets, Tensor resolutions, str "
+        "gridtype='hash', str interpolation='linear', bool align_corners=False) -> ()");
+    library.def(
         "grid_encode_backward(Tensor grad, Tensor positions, Tensor offsets, Tensor resolutions, int entries, int features, str "
         "gridtype='hash', str interpolation='linear', bool align_corners=False) -> Tensor");
     library.def(
@@ -151,6 +159,7 @@ TORCH_LIBRARY(gridencoder, library) {
 
 TORCH_LIBRARY_IMPL(gridencoder, CPU, library) {
     library.impl("grid_encode_forward", grid_encode_forward);
+    library.impl("add_grid_encode_gradient", add_grid_encode_gradient);
     library.impl("grid_encode_backward", grid_encode_backward);
     library.impl("grid_encode_backward_positions", grid_encode_backward_positions);
     library.impl("add_total_variation_gradient", add_total_variation_gradient);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/zeros.h>
 #include <c10/util/Exception.h>
 
 #include <string_view>
@@ -85,16 +86,29 @@ inline Shape check_forward(const at::Tensor& positions, const at::Tensor& table,
     return compiled({positions.size(0), resolutions.size(0), table.size(0), positions.size(1), table.size(1)});
 }
 
+// What a gradient of a table [entries, features] is added to.
+inline at::Tensor zero_gradient(const at::Tensor& positions, int64_t entries, int64_t features) {
+    TORCH_CHECK_VALUE(entries > 0 && features > 0, "entries, features must be positive, not ", entries, ", ", features);
+    return at::zeros({entries, features}, positions.options());
+}
+
 inline Shape check_backward(const at::Tensor& grad, const at::Tensor& positions, const at::Tensor& offsets, const at::Tensor& resolutions,
                             int64_t entries, int64_t features) {
     check_matrix("positions", positions, computed_in("grad", grad));
     check_matrix("grad", grad, grad.scalar_type());
     check_same_device("grad", grad, positions);
     check_level_rows(offsets, resolutions, positions);
-    TORCH_CHECK_VALUE(entries > 0 && features > 0, "entries, features must be positive, not ", entries, ", ", features);
     TORCH_CHECK_VALUE(grad.size(0) == positions.size(0) && grad.size(1) == resolutions.size(0) * features, "grad must be of shape [",
                       positions.size(0), ", ", resolutions.size(0) * features, "], not ", grad.sizes());
     return compiled({positions.size(0), resolutions.size(0), entries, positions.size(1), features});
+}
+
+inline Shape check_add_gradient(const at::Tensor& gradient, const at::Tensor& grad, const at::Tensor& positions, const at::Tensor& offsets,
+                                const at::Tensor& resolutions) {
+    check_matrix("gradient", gradient, computed_in("grad", grad));
+    check_same_device("gradient", gradient, positions);
+    TORCH_CHECK_VALUE(gradient.is_contiguous(), "gradient must be contiguous, since it is changed in place");
+    return check_backward(grad, positions, offsets, resolutions, gradient.size(0), gradient.size(1));
 }
 
 inline Shape check_backward_positions(const at::Tensor& grad, const at::Tensor& positions, const at::Tensor& table,

@@ -3,7 +3,6 @@
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
@@ -52,23 +51,30 @@ at::Tensor grid_encode_forward(const at::Tensor& positions, const at::Tensor& ta
     return output;
 }
 
-at::Tensor grid_encode_backward(const at::Tensor& grad, const at::Tensor& positions, const at::Tensor& offsets,
-                                const at::Tensor& resolutions, int64_t entries, int64_t features, std::string_view gridtype,
-                                std::string_view interpolation, bool align_corners) {
-    const Shape shape = check_backward(grad, positions, offsets, resolutions, entries, features);
+void add_grid_encode_gradient(const at::Tensor& gradient, const at::Tensor& grad, const at::Tensor& positions, const at::Tensor& offsets,
+                              const at::Tensor& resolutions, std::string_view gridtype, std::string_view interpolation,
+                              bool align_corners) {
+    const Shape shape = check_add_gradient(gradient, grad, positions, offsets, resolutions);
     const Grid grid = grid_of(offsets, resolutions, shape, check_options(gridtype, interpolation, align_corners));
     const c10::cuda::CUDAGuard guard(positions.device());
-    const at::Tensor p = positions.contiguous(), g = aligned_rows(grad, features);
-    at::Tensor result = at::zeros({entries, features}, positions.options());
+    const at::Tensor p = positions.contiguous(), g = aligned_rows(grad, shape.features);
     for_dtype(grad.scalar_type(), [&](auto* type) {
         using Value = std::remove_pointer_t<decltype(type)>;
         for_shape(shape, [&](auto d, auto f) {
             C10_CUDA_CHECK((launch_backward<d(), f()>(static_cast<const Value*>(g.const_data_ptr()), p.const_data_ptr<float>(), grid,
-                                                      shape.samples, result.mutable_data_ptr<float>(),
+                                                      shape.samples, gradient.mutable_data_ptr<float>(),
                                                       c10::cuda::getCurrentCUDAStream())));
         });
     });
-    return result;
+}
+
+at::Tensor grid_encode_backward(const at::Tensor& grad, const at::Tensor& positions, const at::Tensor& offsets,
+                                const at::Tensor& resolutions, int64_t entries, int64_t features, std::string_view gridtype,
+                                std::string_view interpolation, bool align_corners) {
+    const c10::cuda::CUDAGuard guard(positions.device());
+    at::Tensor gradient = zero_gradient(positions, entries, features);
+    add_grid_encode_gradient(gradient, grad, positions, offsets, resolutions, gridtype, interpolation, align_corners);
+    return gradient;
 }
 
 at::Tensor grid_encode_backward_positions(const at::Tensor& grad, const at::Tensor& positions, const at::Tensor& table,
@@ -117,6 +123,7 @@ void add_weight_decay_gradient(const at::Tensor& table, const at::Tensor& gradie
 
 TORCH_LIBRARY_IMPL(gridencoder, CUDA, library) {
     library.impl("grid_encode_forward", grid_encode_forward);
+    library.impl("add_grid_encode_gradient", add_grid_encode_gradient);
     library.impl("grid_encode_backward", grid_encode_backward);
     library.impl("grid_encode_backward_positions", grid_encode_backward_positions);
     library.impl("add_total_variation_gradient", add_total_variation_gradient);
