@@ -1,5 +1,7 @@
 """Rays, occupancy marching and compositing: CPU and CUDA kernels with a plain PyTorch twin. See README.md beside this file."""
 
+from .draw import adapt_ray_count, draw_rays
+from .loss import composite_loss
 from .ops import (
     composite_rays,
     composite_rays_train,
@@ -16,9 +18,12 @@ from .ops import (
 )
 
 __all__ = [
+    "adapt_ray_count",
+    "composite_loss",
     "composite_rays",
     "composite_rays_train",
     "contract",
+    "draw_rays",
     "flatten_rays",
     "generate_rays",
     "march_rays",
