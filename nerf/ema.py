@@ -11,8 +11,9 @@ class ExponentialMovingAverage:
     So the mean spans about the last twentieth of a short run: longer, it would lag behind what is still being learned.
     """
 
-    def __init__(self, parameters, decay):
-        self.parameters, self.decay, self.updates = list(parameters), decay, 0
+    def __init__(self, module, decay):
+        self.module, self.decay, self.updates = module, decay, 0
+        self.parameters = list(module.parameters())
         self.mean = [parameter.detach().clone() for parameter in self.parameters]
 
     @torch.no_grad()
@@ -24,11 +25,14 @@ class ExponentialMovingAverage:
 
     @contextlib.contextmanager
     def swapped(self):
-        """While this holds, the module has the mean in place of its parameters."""
+        """While this holds, the module has the mean in place of its parameters, and is in evaluation mode: copies of its parameters are not to be used."""
+        training = self.module.training
         self._swap()
+        self.module.eval()
         try:
             yield
         finally:
+            self.module.train(training)
             self._swap()
 
     @torch.no_grad()

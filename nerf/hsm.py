@@ -13,7 +13,7 @@ Notation: B samples, C raw outputs each (before any activation), delta_i = dL/dr
 The gradient so made, sum over the drawn of J_i^T delta_i, is biased: it leaves the easy samples out. That is the paper's choice (alpha = 0).
 With alpha = 1 each term is divided by its probability pi_i of being drawn, and the sum's expectation is the gradient of the whole batch.
 
-All numbers stay on the device and every shape is known beforehand: b samples are put into a fixed `room`, and rows beyond b weigh nothing.
+All numbers stay on the device and every shape is known beforehand: what is drawn goes into `room` rows, and rows beyond b have no gradient.
 Whoever reads b later may `fit_room` to it.
 """
 
@@ -22,11 +22,13 @@ from typing import NamedTuple
 
 import torch
 
+from samplemining import take_rows, thin_samples
+
 TAU_MOMENTUM = 0.01  # of the running mean of tau, as in the authors' code
 ROOM_MARGIN = 1.1  # room for b to grow until it is read again
-ROOM_STEPS = 64  # the room is a multiple of capacity / ROOM_STEPS, so that few different shapes occur
-SATURATION_ROUNDS = 8  # of the search for c in pi = min(1, c s); each round only grows the saturated set, and few are needed
+ROOM_SLACK = 1.4  # a room is left for a smaller one once it is this much larger than what is drawn
 TINY = 1e-30
+LAWS = {"thinning": "exponential", "poisson": "linear", "uniform": "uniform", "visible": "all"}  # draws that keep each sample on its own
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,14 @@ class MiningRule:
 
     budget: "tau" (the paper, b = B/tau), "ess" (b = B/tau^2, the effective sample size) or "fixed" (b = fraction B).
     floor, cap: limits of b/B.
-    draw: "multinomial" (the paper: without replacement, in proportion to the score), "poisson" (each on its own with pi = min(1, c s), which has
-        the least variance for its expected count), "top" (the b largest) or "uniform" (the control that ignores the scores).
+    draw:
+        "multinomial": the paper's, b samples without replacement, in proportion to the score;
+        "thinning": each on its own with the probability that the paper's draw includes it, pi = 1 - exp(-c s), where c makes the expected
+            count b; the same distribution but for the count, which is random, and far cheaper: no sort;
+        "poisson": each on its own with pi = min(1, c s), which has the least variance for its expected count;
+        "top": the b largest;
+        "uniform": each on its own with pi = b/B, the control that ignores the scores;
+        "visible": all that have any gradient, whatever the budget: what lies behind an opaque surface has none.
     alpha: each drawn sample weighs pi^-alpha; 0 is the paper, 1 is unbiased (not for "top", where pi has no meaning).
     """
 
@@ -44,45 +52,48 @@ class MiningRule:
     fraction: float = 0.15
     floor: float = 0.05
     cap: float = 0.5
-    draw: str = "multinomial"
+    draw: str = "thinning"
     alpha: float = 0.0
 
 
 class HardSamples(NamedTuple):
-    """What was drawn. index [R] int64 in ascending order, weight [R] float32 (0 where the row is only padding), count [] how many weigh something."""
+    """What was drawn. index [R] int64 in ascending order, then 0; gradient [R, C] float32, what to back-propagate at those (weighted; 0 where the
+    row is only padding); counts [2] int32: rows in use, and rows drawn (more, where the room was too small)."""
 
     index: torch.Tensor
-    weight: torch.Tensor
-    count: torch.Tensor
+    gradient: torch.Tensor
+    counts: torch.Tensor
 
 
 class Mined(NamedTuple):
-    """One mined step. loss [] of all samples, delta [B, C] float32 its gradient at raw, hard: the samples that were learned from."""
+    """One mined step. told: what the loss told; hard: the samples that were learned from."""
 
-    loss: torch.Tensor
-    delta: torch.Tensor
+    told: torch.Tensor
     hard: HardSamples
 
 
 def select_rows(inputs, index):
-    """Rows `index` of a tensor of inputs [B, ...]."""
-    return inputs.index_select(0, index)
+    """Rows `index` [R] of a tensor of inputs [B, ...]."""
+    return take_rows([inputs], index)[0]
 
 
-def loss_gradient(loss, raw):
-    """The loss and its gradient at the raw outputs, in float32 and without touching the network.
+def by_autograd(loss):
+    """The gradient at the raw outputs of any loss: what `HardSampleMiner.step` takes, where there is no formula for it.
 
     Args:
-        loss: raw [B, C] float32 -> scalar, or (scalar, anything) whose second part is handed through.
-        raw: [B, C], any float type.
+        loss: raw [B, C] float32 -> scalar.
     Returns:
-        (what `loss` returned, delta [B, C] float32).
+        raw [B, C] of any float type -> (the loss [], its gradient [B, C] float32); the network is not touched.
     """
-    leaf = raw.detach().float().requires_grad_()
-    with torch.enable_grad():
-        value = loss(leaf)
-    (delta,) = torch.autograd.grad(value, leaf)
-    return value.detach(), delta
+
+    def gradient(raw):
+        leaf = raw.detach().float().requires_grad_()
+        with torch.enable_grad():
+            value = loss(leaf)
+        (delta,) = torch.autograd.grad(value, leaf)
+        return value.detach(), delta
+
+    return gradient
 
 
 class HardSampleMiner:
@@ -92,21 +103,23 @@ class HardSampleMiner:
         rule: a MiningRule.
         capacity: the number of rows B that a step has at most.
         generator: the torch.Generator of every draw; its device is where the samples are.
+        room_ratio: the room is capacity * cap over a power of this, so that few different shapes occur where each is costly to prepare.
     """
 
-    def __init__(self, rule, capacity, generator):
-        self.rule, self.capacity, self.generator = rule, capacity, generator
-        self.tau = torch.ones((), device=generator.device)
-        self.room = self._rounded(capacity * rule.cap)
+    def __init__(self, rule, capacity, generator, room_ratio=1.05):
+        self.rule, self.capacity, self.generator, self.room_ratio = rule, capacity, generator, room_ratio
+        self.tau = torch.ones(1, device=generator.device)
+        self.most = capacity if rule.draw == "visible" else max(1, int(capacity * rule.cap))
+        self.room = self.most
 
-    def step(self, network, inputs, loss, count=None, select=select_rows, scale=None):
+    def step(self, network, inputs, gradient, count=None, select=select_rows, scale=None):
         """Accumulates the mined gradient into the network's parameters.
 
         Args:
             network: inputs -> raw [B, C].
             inputs: B samples, of any kind that `select` understands.
-            loss: raw [B, C] float32 -> scalar.
-            count: [] tensor, how many of the B rows are samples; the rest is padding whose gradient is zero. Default: all.
+            gradient: raw [B, C] -> (anything it wants to tell, the loss's gradient at raw [B, C] float32); see `by_autograd`.
+            count: [1] int32, how many of the B rows are samples; the rest is padding. Default: all.
             select: (inputs, index [R]) -> the inputs of those rows.
             scale: tensor -> tensor, multiplies the gradient that is back-propagated (a loss scale for half precision).
         Returns:
@@ -114,33 +127,36 @@ class HardSampleMiner:
         """
         with torch.no_grad():
             raw = network(inputs)
-        value, delta = loss_gradient(loss, raw)
-        hard = self.draw(delta.norm(dim=-1), count)
-        gradient = delta.index_select(0, hard.index) * hard.weight[:, None]
+            told, delta = gradient(raw)
+        del raw  # its memory serves the pass with a graph
+        hard = self.draw(delta, count)
+        del delta
         raw = network(select(inputs, hard.index))
-        raw.backward((scale(gradient) if scale else gradient).to(raw.dtype))
-        return Mined(value, delta, hard)
+        raw.backward((scale(hard.gradient) if scale else hard.gradient).to(raw.dtype))
+        return Mined(told, hard)
 
     @torch.no_grad()
-    def draw(self, scores, count=None):
-        """Draws hard samples: scores [B] >= 0 (what is not finite counts as 0) -> HardSamples with R = room."""
-        scores = torch.nan_to_num(scores, nan=0.0, posinf=0.0)
-        count = torch.full_like(self.tau, len(scores)) if count is None else count.to(self.tau.dtype)
-        room = min(self.room, len(scores))
-        budget = self._budget(scores, count).clamp(max=room)
-        if self.rule.draw == "poisson":
-            return self._draw_poisson(scores, budget, room)
-        return self._draw_first(scores, budget, room, count)
+    def draw(self, delta, count=None):
+        """Draws hard samples: delta [B, C] float32, the gradient at each (a row that is not finite is never drawn) -> HardSamples with R = room."""
+        count = torch.full((1,), len(delta), dtype=torch.int32, device=delta.device) if count is None else count
+        room, rule = min(self.room, len(delta)), self.rule
+        if rule.draw in LAWS:
+            noise = torch.rand(len(delta), device=delta.device, generator=self.generator)
+            knobs = {"budget": rule.budget, "fraction": rule.fraction, "floor": rule.floor, "cap": rule.cap, "alpha": rule.alpha}
+            return HardSamples(*thin_samples(delta, noise, count, self.tau, room, **knobs, momentum=TAU_MOMENTUM, law=LAWS[rule.draw]))
+        scores = torch.nan_to_num(delta.norm(dim=-1), nan=0.0, posinf=0.0)
+        scores = scores.masked_fill(torch.arange(len(scores), device=scores.device) >= count, 0)
+        return self._draw_first(delta, scores, self._budget(scores, count).clamp(max=room), room)
 
     def _budget(self, scores, count):
-        """b, a whole number [] on the device; follows tau."""
+        """b, a whole number [1] on the device; follows tau."""
         g = scores / scores.sum().clamp(min=TINY)
         tau = (count * g.square().sum()).sqrt()
         self.tau.copy_(torch.where(tau > 1, torch.lerp(self.tau, tau, TAU_MOMENTUM), self.tau))
         wanted = {"tau": count / self.tau, "ess": count / self.tau.square(), "fixed": count * self.rule.fraction}[self.rule.budget]
         return torch.minimum(torch.maximum(wanted, count * self.rule.floor), count * self.rule.cap).floor()
 
-    def _draw_first(self, scores, budget, room, count):
+    def _draw_first(self, delta, scores, budget, room):
         """The `budget` samples that arrive first, when sample i arrives at a random time whose law depends on its score.
 
         Exponential times with rate s_i make the draw in proportion to s without replacement (Efraimidis and Spirakis 2006). Given the time kappa at which
@@ -149,49 +165,32 @@ class HardSampleMiner:
         """
         if self.rule.draw == "multinomial":
             time = torch.empty_like(scores).exponential_(generator=self.generator) / scores
-        elif self.rule.draw == "uniform":
-            time = torch.rand(scores.shape, device=scores.device, generator=self.generator)
-            time = torch.where(torch.arange(len(scores), device=scores.device) < count, time, torch.inf)
         else:
             time = torch.where(scores > 0, -scores, torch.inf)
         ordered, index = torch.topk(time, min(room + 1, len(scores)), largest=False, sorted=True)
-        rank = torch.arange(room, device=scores.device)
-        drawn = (rank < budget) & (ordered[:room] < torch.inf)
+        drawn = (torch.arange(room, device=scores.device) < budget) & (ordered[:room] < torch.inf)
         index = index[:room]
         weight = drawn.float()
-        if self.rule.alpha and self.rule.draw != "top":
-            following = budget.long().clamp(max=len(ordered) - 1).view(1)
+        if self.rule.alpha and self.rule.draw == "multinomial":
+            following = budget.long().clamp(max=len(ordered) - 1)
             kappa = torch.where(budget < len(ordered), ordered.gather(0, following), torch.inf)
-            exponential = self.rule.draw == "multinomial"
-            probability = -torch.expm1(-scores[index] * kappa) if exponential else budget / count
+            probability = -torch.expm1(-scores[index] * kappa)
             weight = torch.where(drawn, probability.clamp(min=TINY) ** -self.rule.alpha, 0.0)
-        index, order = index.sort()  # neighbours in memory stay neighbours: the network reads and adds in order
-        return HardSamples(index, weight[order], drawn.sum())
+        index, order = torch.where(drawn, index, len(scores)).sort()  # neighbours in memory stay neighbours; padding goes last
+        used = index < len(scores)
+        index = index.where(used, 0)
+        gradient = torch.where(used[:, None], delta.index_select(0, index) * weight[order][:, None], 0.0)
+        return HardSamples(index, gradient, drawn.sum(dtype=torch.int32).expand(2))
 
-    def _draw_poisson(self, scores, budget, room):
-        """Each sample on its own with probability pi_i = min(1, c s_i), where c makes the expected count the budget."""
-        c = budget / scores.sum().clamp(min=TINY)
-        for _ in range(SATURATION_ROUNDS):
-            sure = scores * c >= 1
-            rest = scores.masked_fill(sure, 0).sum().clamp(min=TINY)
-            c = torch.maximum(c, (budget - sure.sum()) / rest).clamp(max=1 / TINY)
-        probability = (scores * c).clamp(max=1)
-        drawn = torch.rand(scores.shape, device=scores.device, generator=self.generator) < probability
-        place = torch.where(drawn, drawn.cumsum(0) - 1, room).clamp(max=room)  # the last place is for what was not drawn
-        rows = torch.arange(len(scores), device=scores.device)
-        index = torch.zeros(room + 1, dtype=torch.int64, device=scores.device).scatter_(0, place, rows)[:room]
-        count = drawn.sum().clamp(max=room)
-        filled = torch.arange(room, device=scores.device) < count
-        weight = torch.where(filled, probability[index].clamp(min=TINY) ** -self.rule.alpha, 0.0)
-        return HardSamples(index, weight, count)
-
-    def fit_room(self, count):
-        """Makes the room fit `count` hard samples (a number read from the device a few steps late) with a margin to grow into."""
-        self.room = min(self._rounded(count * ROOM_MARGIN), self._rounded(self.capacity * self.rule.cap))
-
-    def _rounded(self, rows):
-        step = max(1, self.capacity // ROOM_STEPS)
-        return max(1, -int(-rows // step)) * step
+    def fit_room(self, drawn):
+        """Makes the room fit `drawn` hard samples (a number read from the device a few steps late) with a margin to grow into."""
+        chance = drawn**0.5  # standard deviation of a number drawn one by one, at most
+        if drawn * 1.03 + 6 * chance <= self.room <= drawn * ROOM_SLACK + 16 * chance:
+            return
+        needed = drawn * ROOM_MARGIN + 8 * chance + 1
+        self.room = self.most
+        while self.room / self.room_ratio >= needed:
+            self.room = int(self.room / self.room_ratio)
 
     def state_dict(self):
         """What a resumed run needs: tensors and plain numbers."""

@@ -95,6 +95,7 @@ class Options:
     lambda_distort: float = _proposal(0.0, "weight of the distortion loss", low=0)
 
     fp16: bool = _training(False, "compute the field in half precision")
+    graph: bool = _training(True, "record the step as a CUDA graph and replay it, which takes the host out of it (CUDA)")
     lr: float = _training(4e-3, "learning rate", above=0, high=1)
     lr_schedule: str = _training("constant", "exponential: to a tenth by the end of the run", choices=("constant", "exponential"))
     num_rays: int = _training(4096, "rays a step; the first step's if adaptive", low=1, high=2**22)
@@ -112,7 +113,7 @@ class Options:
     hsm_fraction: float = _mining(0.15, "share of the samples that are mined under --hsm_budget fixed", above=0, high=1)
     hsm_floor: float = _mining(0.05, "mine at least this share of the samples", above=0, high=1)
     hsm_cap: float = _mining(0.5, "mine at most this share of the samples", above=0, high=1)
-    hsm_draw: str = _mining("multinomial", "how they are drawn", choices=("multinomial", "poisson", "top", "uniform"))
+    hsm_draw: str = _mining("thinning", "how they are drawn", choices=("thinning", "multinomial", "poisson", "top", "uniform"))
     hsm_alpha: float = _mining(0.0, "re-weight by (1/inclusion probability)^alpha; 0 = the paper, 1 = unbiased", low=0, high=1)
 
     gui: bool = _viewer(False, "watch the training, or the checkpoint with --test, in a viewer")

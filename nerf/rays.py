@@ -75,46 +75,65 @@ class RayCount:
 
     def adapt(self, counts):
         """Follows the samples that the rays of the last step wanted: counts [3] of a Packing."""
-        if not self.adaptive:
-            return
-        ratio = (FILL * self.samples / counts[2:].clamp(min=1)).clamp(1 / GROWTH**4, GROWTH)
-        self.value.copy_((self.value * ratio).round().clamp(1, self.capacity))
+        if self.adaptive:
+            raymarching.adapt_ray_count(self.value, counts, self.capacity, self.samples, FILL, GROWTH)
 
 
 class RaySource:
     """Draws training rays: a random pixel of a random photo, each.
 
-    Photos live on `device` when preloaded, else in host memory, from where the pixels that were drawn follow.
+    Photos live on `device` when preloaded; a draw then never leaves the device. Else they stay in host memory, `fetch` draws there before each step, and the
+    pixels follow into buffers on the device.
 
     Args:
         scene: nerf.scene.Scene; indices: [k] int64, the photos to draw from.
         views: Views of all the scene's cameras, on the device of the rays.
         capacity: N; preload: photos on the device; mixed: every ray draws its own photo, else one photo a step.
-        seed: of the generator that the draws come from.
+        seed: of the generator of what is drawn on the host.
     """
 
     def __init__(self, scene, indices, views, capacity, preload, mixed, seed):
         self.views, self.capacity, self.mixed = views, capacity, mixed
-        self.device = views.poses.device
-        store = self.device if preload else torch.device("cpu")
+        device = views.poses.device
+        store = device if preload else torch.device("cpu")
+        self.preloaded = store == device
         self.pixels, offsets = _store(scene.photos, indices, store)
         self.offsets = torch.from_numpy(offsets).to(store)
         self.indices = torch.from_numpy(np.asarray(indices, dtype=np.int64)).to(store)
         self.sizes = torch.from_numpy(scene.cameras.sizes[indices].astype(np.int64)).to(store)
-        self.generator = torch.Generator(store).manual_seed(seed)
+        self.generator = torch.Generator().manual_seed(seed)
+        if not self.preloaded:
+            buffer = {"device": device}
+            self.image, self.xy = torch.zeros(capacity, dtype=torch.int64, **buffer), torch.zeros(capacity, 2, **buffer)
+            self.target = torch.zeros(capacity, self.pixels.shape[1], dtype=torch.uint8, **buffer)
 
-    def draw(self, count):
-        """A Batch of `capacity` rays, of which count [1] int32 are in use."""
-        store, n = self.pixels.device, self.capacity
-        chosen = torch.randint(len(self.indices), (n if self.mixed else 1,), device=store, generator=self.generator).expand(n)
+    def fetch(self):
+        """Draws pixels of photos in host memory and sends them on their way to the device."""
+        if self.preloaded:
+            return
+        n = self.capacity
+        chosen = torch.randint(len(self.indices), (n if self.mixed else 1,), generator=self.generator).expand(n)
         size = self.sizes.index_select(0, chosen)
-        place = torch.rand((n, 2), device=store, generator=self.generator)
-        xy = torch.minimum((place * size).long(), size - 1)
+        xy = torch.minimum((torch.rand((n, 2), generator=self.generator) * size).long(), size - 1)
         target = self.pixels.index_select(0, self.offsets.index_select(0, chosen) + xy[:, 1] * size[:, 0] + xy[:, 0])
-        image = self.indices.index_select(0, chosen)
-        if store != self.device:
-            image, xy, target = (tensor.pin_memory().to(self.device, non_blocking=True) for tensor in (image, xy, target))
-        return Batch(self.views.rays(image, xy + 0.5, count), target.float() / 255)
+        drawn = (self.image, self.indices.index_select(0, chosen)), (self.xy, xy + 0.5), (self.target, target)
+        for buffer, values in drawn:
+            buffer.copy_(values.pin_memory(), non_blocking=True)
+
+    def draw(self, random, count):
+        """A Batch of N = `capacity` rays.
+
+        Args:
+            random: [N, 3] float32 in [0, 1), from which photo and pixel follow (photos in host memory: not used, see `fetch`).
+            count: [1] int32, how many of the N are in use.
+        """
+        if not self.preloaded:
+            return Batch(self.views.rays(self.image, self.xy, count), self.target.float() / 255)
+        views = self.views
+        cameras = views.poses, views.intrinsics, views.distortion, views.lens, views.near, views.far, views.aabb
+        photos = self.pixels, self.offsets, self.sizes, self.indices
+        origins, directions, near, far, image, target = raymarching.draw_rays(random, count, *photos, self.mixed, *cameras)
+        return Batch(Rays(origins, directions, near, far, image, count), target)
 
 
 def _store(photos, indices, device):

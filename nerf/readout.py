@@ -1,8 +1,10 @@
-"""Numbers from the device without waiting for them."""
+"""Numbers from the device without waiting for them, unless the host has run far ahead."""
 
 from collections import deque
 
 import torch
+
+AHEAD = 2  # copies that may be under way: the device never runs dry meanwhile, and what the host decides by is never older
 
 
 class Readout:
@@ -13,10 +15,13 @@ class Readout:
         self._latest = None
 
     def push(self, step, values):
-        """Sends values [k] on their way, labelled with the step."""
+        """Sends values [k] on their way, labelled with the step; first waits until fewer than AHEAD others are under way."""
         if values.device.type == "cpu":
             self._latest = (step, values.tolist())
             return
+        while len(self._pending) >= AHEAD:
+            self._pending[0][2].synchronize()
+            self.latest()
         host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
         host.copy_(values, non_blocking=True)
         arrived = torch.cuda.Event()

@@ -5,9 +5,11 @@ every shape is known before a step starts. Ray r holds samples rays[r, 0] ... ra
 the ray in world units, and a sample covers [t - dt/2, t + dt/2].
 """
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 
 import torch
+
+from samplemining import take_rows
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Samples:
 
     def select(self, index):
         """The samples of the rows index [R] int64, R of them."""
-        return replace(self, **{f.name: getattr(self, f.name).index_select(0, index) for f in fields(self)})
+        return Samples(*take_rows([getattr(self, field.name) for field in fields(self)], index))
 
 
 @dataclass(frozen=True)

@@ -1,26 +1,33 @@
-"""One training step, without the host: draw rays, march, look, composite, learn, update. Nothing here waits for the device."""
+"""One training step, on the device alone: draw rays, march, look, composite, learn, update. Nothing here waits for the device, every shape is
+known beforehand and every number that varies lives in a tensor, so on CUDA the step is recorded once and replayed (nerf/replay.py)."""
 
 from typing import NamedTuple
 
 import torch
 
-from nerf import losses, volume
-from nerf.hsm import HardSampleMiner, MiningRule, loss_gradient
+from fusedadam import FusedAdam
+from gridencoder import GridEncoder
+from nerf import volume
+from nerf.hsm import HardSampleMiner, MiningRule
 from nerf.rays import RayCount
+from nerf.replay import Replay
 
 HALF_SCALE = 2.0**16  # first loss scale in half precision; it halves when a gradient overflows
-NEVER = 2**31 - 1
+ROOM_RATIO = 1.19  # between the sizes for which a step is recorded
+SHRUNK = 0.75  # what was recorded is dropped, for its memory, once the room for hard samples is this much smaller than it was
+WORTHWHILE = 0.6  # share of visible samples below which a second pass over those alone is cheaper than one pass with a graph over all
 
 
 class StepNumbers(NamedTuple):
     """What a step tells; the order of the row that `TrainingStep.numbers` holds on the device."""
 
-    loss: float  # mean over the rays, regularisers included
+    loss: float  # mean over the rays, the opacity's entropy included
     squared_error: float  # mean of the pixels' squared error
-    rays: float  # rays that were learned from
     samples: float  # B
+    rays: float  # rays that were learned from
     wanted: float  # samples before any ray was left out for lack of room
     hard: float  # b, the samples that had a graph
+    drawn: float  # b before any was left out for lack of room
     tau: float  # unevenness of the scores (1 without mining)
     bad_step: float  # the first step whose loss was not finite, -1: none
 
@@ -29,95 +36,106 @@ class TrainingStep:
     """Everything that changes with a step, and the step.
 
     Args:
-        field: nerf.fields module; sampler: has sample(rays, generator) -> (Samples, Packing); source: nerf.rays.RaySource.
+        field: nerf.fields module; sampler: has sample(rays, noise) -> (Samples, Packing); source: nerf.rays.RaySource.
         options: nerf.options.Options, resolved.
         device: torch.device.
     """
 
     def __init__(self, field, sampler, source, options, device):
-        self.field, self.sampler, self.source, self.options = field, sampler, source, options
+        self.field, self.sampler, self.source, self.options, self.device = field, sampler, source, options, device
         self.generator = torch.Generator(device).manual_seed(options.seed)
         self.ray_count = RayCount(options.num_rays, options.adaptive_num_rays, source.capacity, sampler.capacity, device)
-        self.optimizer = torch.optim.Adam(field.parameters(), lr=options.lr, eps=1e-15, fused=True)
-        scale = {"init_scale": HALF_SCALE} if field.half else {"init_scale": 1.0, "growth_interval": NEVER}
-        self.scaler = torch.amp.GradScaler(device.type, **scale)  # in float32 it only keeps a non-finite gradient from being applied
-        self.miner = HardSampleMiner(mining_rule(options), sampler.capacity, self.generator) if options.hsm else None
+        self.optimizer = field_optimizer(field, options)
+        self.replay = Replay(device, options.graph, [self.generator])
+        self.miner = HardSampleMiner(mining_rule(options), sampler.capacity, self.generator, ROOM_RATIO if self.replay.enabled else 1.05)
+        self.largest_room = self.miner.room
         self.steps = 0
+        self.step_number = torch.zeros(1, device=device)  # `steps`, where the device can read it
         self.numbers = torch.zeros(len(StepNumbers._fields), device=device)
         self.numbers[-1] = -1
 
     def __call__(self):
         """One step. What it tells is in `numbers`, on the device."""
-        batch = self.source.draw(self.ray_count.value)
-        samples, packing = self.sampler.sample(batch.rays, self.generator)
-        kept = packing.kept()
-        target, background = self._target(batch.target)
-        squared_error = torch.zeros((), device=target.device)
-
-        def loss(raw):
-            seen = volume.composite(raw, samples, packing, self.options.T_thresh)
-            pixels = losses.pixel_loss(seen.features + (1 - seen.opacity)[:, None] * background, target, kept)
-            squared_error.copy_(pixels.detach())
-            return pixels + self.options.lambda_entropy * losses.opacity_entropy(seen.opacity, kept) if self.options.lambda_entropy else pixels
-
-        total, hard, tau = self._learn(samples, packing.counts[0], loss)
-        self._regularise_grid(samples)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.ray_count.adapt(packing.counts)
-        bad = torch.where((self.numbers[-1] < 0) & ~torch.isfinite(total), float(self.steps), self.numbers[-1])
-        wanted = (packing.counts[1], packing.counts[0], packing.counts[2])
-        self.numbers.copy_(torch.stack([value.float() for value in (total, squared_error, *wanted, hard, tau, bad)]))
+        self.source.fetch()
+        self.replay("step", self._run, self.miner.room if self._second_pass() else None)
         self.steps += 1
 
-    def _learn(self, samples, count, loss):
-        """Accumulates gradients; returns (loss, samples with a graph, tau), all [] on the device."""
-        if self.miner:
-            mined = self.miner.step(self.field, samples, loss, count, type(samples).select, self.scaler.scale)
-            return mined.loss, mined.hard.count, self.miner.tau
-        raw = self.field(samples)
-        total, delta = loss_gradient(loss, raw)
-        raw.backward(self.scaler.scale(delta).to(raw.dtype))
-        return total, count, torch.ones_like(total)
+    def fit(self, numbers):
+        """Adapts the shapes of the next steps to StepNumbers that were read a few steps late."""
+        self.miner.fit_room(int(numbers.drawn))
+        if self.miner.room < SHRUNK * self.largest_room:
+            self.replay.forget()
+            self.largest_room = 0
+        self.largest_room = max(self.largest_room, self.miner.room)
 
-    def _target(self, target):
-        """The colours to reach [N, 3] and the background behind the field; a photo's own transparency shows the same background."""
-        colour = target[:, :3]
-        if self.options.background == "random":
-            background = torch.rand(colour.shape, device=colour.device, generator=self.generator)
-        else:
-            background = torch.ones_like(colour)
-        if target.shape[1] == 4:
-            colour = colour * target[:, 3:] + background * (1 - target[:, 3:])
-        return colour, background
+    def _second_pass(self):
+        """Whether the network runs again on chosen samples: always to mine; else where few enough are visible."""
+        return self.options.hsm or self.miner.room < WORTHWHILE * self.sampler.capacity
+
+    def _run(self):
+        n = self.source.capacity
+        pixel, noise, background = torch.rand(7 * n, device=self.device, generator=self.generator).split((3 * n, n, 3 * n))
+        batch = self.source.draw(pixel.view(n, 3), self.ray_count.value)
+        samples, packing = self.sampler.sample(batch.rays, noise)
+        background = background.view(n, 3) if self.options.background == "random" else torch.ones_like(background).view(n, 3)
+
+        def gradient(raw):
+            return volume.pixel_loss_gradient(
+                raw, samples, packing, batch.target, background, self.options.T_thresh, self.options.lambda_entropy
+            )
+
+        told, hard = self._learn(samples, packing.counts[:1], gradient)
+        self._regularise_grid(samples)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.ray_count.adapt(packing.counts)
+        self._tell(told, packing.counts, hard)
+
+    def _learn(self, samples, count, gradient):
+        """Accumulates gradients; returns (what the loss told, [2] = samples with a graph and samples drawn)."""
+        if self._second_pass():
+            mined = self.miner.step(self.field, samples, gradient, count, type(samples).select, self.optimizer.scale)
+            return mined.told, mined.hard.counts
+        raw = self.field(samples)
+        told, delta = gradient(raw.detach())
+        raw.backward(self.optimizer.scale(delta).to(raw.dtype))
+        visible = delta.any(dim=1).sum(dtype=torch.int32).view(1)
+        return told, torch.cat([count, visible])
+
+    def _tell(self, told, counts, hard):
+        """Fills `numbers`."""
+        bad_before = self.numbers[-1:]
+        bad = torch.where((bad_before < 0) & ~torch.isfinite(told[:1]), self.step_number, bad_before)
+        self.numbers.copy_(torch.cat([told, counts.float(), hard.float(), self.miner.tau, bad]))
+        self.step_number += 1
 
     def _regularise_grid(self, samples):
         """Adds the gradients of total variation and weight decay of the hash grid, at this step's samples."""
-        one = torch.ones(1, device=samples.positions.device)
         if self.options.lambda_tv:
             positions = torch.where(samples.ray_index[:, None] >= 0, samples.positions, torch.nan)  # padding is nowhere
-            self.field.add_total_variation_gradient(positions, self.scaler.scale(one * self.options.lambda_tv))
+            self.field.add_total_variation_gradient(positions, self._scaled(self.options.lambda_tv))
         if self.options.lambda_wd:
-            self.field.add_weight_decay_gradient(self.scaler.scale(one * self.options.lambda_wd))
+            self.field.add_weight_decay_gradient(self._scaled(self.options.lambda_wd))
+
+    def _scaled(self, weight):
+        return self.optimizer.scale(torch.full((1,), weight, device=self.device))
 
     def state_dict(self):
         """All that a resumed run needs, as tensors and plain types."""
         return {
             "steps": self.steps,
             "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "miner": self.miner.state_dict() if self.miner else None,
+            "miner": self.miner.state_dict(),
             "rays": self.ray_count.value,
             "generators": [self.generator.get_state(), self.source.generator.get_state()],
         }
 
     def load_state_dict(self, state):
+        """Continues from a state, in the tensors that are there: recorded steps hold their addresses."""
         self.steps = int(state["steps"])
+        self.step_number.fill_(self.steps)
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        if self.miner and state["miner"]:
-            self.miner.load_state_dict(state["miner"])
+        self.miner.load_state_dict(state["miner"])
         self.ray_count.value.copy_(state["rays"])
         for generator, saved in zip((self.generator, self.source.generator), state["generators"], strict=True):
             generator.set_state(saved.cpu())
@@ -125,6 +143,21 @@ class TrainingStep:
         self.numbers[-1] = -1
 
 
+def field_optimizer(field, options):
+    """Adam for a field: hash tables keep their entries that a step does not reach, and have a gradient buffer and a half copy of their own."""
+    grids = [module for module in field.modules() if isinstance(module, GridEncoder)]
+    tables = [grid.table for grid in grids]
+    networks = [parameter for parameter in field.parameters() if all(parameter is not table for table in tables)]
+    scale = {"scale": HALF_SCALE} if field.half else {"scale": 1.0, "growth_interval": None}
+    optimizer = FusedAdam([{"params": tables, "sparse": True}, {"params": networks, "sparse": False}], options.lr, eps=1e-15, **scale)
+    for grid in grids:
+        grid.gradient = grid.table.grad
+        grid.half_copy = optimizer.half_copy(grid.table) if field.half else None
+    return optimizer
+
+
 def mining_rule(options):
-    """The MiningRule that the --hsm_* options describe."""
+    """The MiningRule that the --hsm_* options describe; without --hsm, all samples that have a gradient."""
+    if not options.hsm:
+        return MiningRule(draw="visible")
     return MiningRule(options.hsm_budget, options.hsm_fraction, options.hsm_floor, options.hsm_cap, options.hsm_draw, options.hsm_alpha)

@@ -21,7 +21,7 @@ from nerf.step import StepNumbers, TrainingStep
 from nerf.volume import density
 
 READ_INTERVAL = 16  # steps between readings of what the device has to tell
-EMA_INTERVAL = 16  # steps between updates of the mean weights
+EMA_INTERVAL = 16  # steps between updates of the mean weights and of the learning rate
 LOG_INTERVAL = 128  # steps between entries in the scalar log
 SNAPSHOT_INTERVAL = 1024  # steps between copies of the state that a non-finite loss falls back to
 MOST_RESTORES = 3
@@ -47,7 +47,7 @@ class Trainer:
         source = RaySource(scene, scene.train, views, capacity, options.preload, options.random_image_batch, options.seed + 1)
         self.step = TrainingStep(self.model.field, self.model.sampler, source, options, device)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.step.optimizer, self._rate)
-        self.ema = ExponentialMovingAverage(self.model.field.parameters(), options.ema_decay)
+        self.ema = ExponentialMovingAverage(self.model.field, options.ema_decay)
         self.readout = Readout()
         self.best_psnr, self.restores, self.snapshot = -math.inf, 0, None
         self.validations, self.saves = 0, 0
@@ -107,10 +107,10 @@ class Trainer:
     def advance(self):
         """One step, with what belongs to it every few steps; nothing here waits for the device."""
         if self.step.steps % self.options.update_extra_interval == 0:
-            self.model.grid.update(self._density, self.step.generator)
+            self.model.grid.update(self._density, self.step.generator, self.step.replay)
         self.step()
-        self.scheduler.step()
         if self.step.steps % EMA_INTERVAL == 0:
+            self.scheduler.step()
             self.ema.update()
 
     def follow(self):
@@ -124,8 +124,7 @@ class Trainer:
         if read is None:
             return None
         numbers = StepNumbers(*read[1])
-        if self.step.miner:
-            self.step.miner.fit_room(int(numbers.hard))
+        self.step.fit(numbers)
         return read[0], numbers
 
     def _after_step(self, display, scalars):
@@ -145,7 +144,7 @@ class Trainer:
         if self.viewer:
             self.viewer.update(steps, shown)
         if self.step.steps % LOG_INTERVAL == 0:
-            rate = self.scheduler.get_last_lr()[0]
+            rate = self.options.lr * self._rate(None)
             scalars.add(steps, {f"train/{name}": value for name, value in {**numbers._asdict(), "lr": rate}.items()})
 
     def _density(self, positions):
@@ -185,7 +184,7 @@ class Trainer:
     def peak_memory(self):
         """MiB: the most that training allocated on the device since the last validation; of the process on a CPU."""
         if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device) / 2**20
+            return (torch.cuda.max_memory_allocated(self.device) + self.step.replay.memory()) / 2**20
         import resource
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
@@ -235,6 +234,7 @@ class Trainer:
         self.model.field.load_state_dict(state["field"])
         self.model.grid.load_state_dict(state["grid"])
         self.model.grid.updates = state["grid_updates"]
+        self.model.grid.settle()
         self.ema.load_state_dict(state["ema"])
         self.step.load_state_dict(state["training"])
         self.scheduler.load_state_dict(state["scheduler"])

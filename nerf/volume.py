@@ -57,3 +57,20 @@ def composite(raw, samples, packing, T_thresh):
     """
     sigma, features = activate(raw)
     return Composited(*raymarching.composite_rays_train(sigma, features, samples.t, samples.dt, packing.rays, T_thresh))
+
+
+def pixel_loss_gradient(raw, samples, packing, target, background, T_thresh, entropy_weight=0.0):
+    """The pixel loss and its gradient at the raw outputs in one pass: `composite`, then losses.pixel_loss and opacity_entropy, by formula.
+
+    Args:
+        raw: [M, 4], any float type; samples, packing, T_thresh: as in `composite`.
+        target: [N, 3 or 4] in [0, 1]: what the photos show; a fourth column is their opacity, through which the background is seen.
+        background: [N, 3]: what lies behind the field.
+        entropy_weight: of the mean entropy of the rays' opacity, in bits.
+    Returns:
+        ([2] = (loss, squared error alone), means over the rays kept; gradient [M, 4] float32).
+    """
+    delta, told = raymarching.composite_loss(
+        raw, samples.dt, packing.rays, packing.counts, target, background, T_thresh, entropy_weight
+    )
+    return told, delta

@@ -2,6 +2,7 @@
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from gridencoder import (
     GridEncoder,
@@ -37,8 +38,16 @@ class NGPField(nn.Module):
         with self._precision(samples.positions):
             geometry = self.geometry(self._encode(samples.positions))
             view = self.view(samples.directions).to(geometry.dtype)
-            colour = self.colour(torch.cat([geometry[:, 1:], view], dim=-1))
-            return torch.cat([geometry[:, :1], colour], dim=-1)
+            return torch.cat([geometry[:, :1], self._colour(geometry, view)], dim=-1)
+
+    def _colour(self, geometry, view):
+        """The colour network, its matrices widened by zeros to multiples of eight, for which tensor cores are several times faster: column 0 of
+        `geometry`, the density logit, weighs nothing, and five outputs more than three are dropped."""
+        first, *middle, last = (layer for layer in self.colour if isinstance(layer, nn.Linear))
+        x = torch.relu_(F.linear(torch.cat([geometry, view], dim=-1), F.pad(first.weight, (1, 0))))
+        for layer in middle:
+            x = torch.relu_(layer(x))
+        return F.linear(x, F.pad(last.weight, (0, 0, 0, -last.out_features % 8)))[:, : last.out_features]
 
     def density(self, positions):
         """Positions [M, 3] -> log density [M]."""

@@ -13,7 +13,8 @@ import raymarching
 from nerf.samples import Packing, Samples
 
 DECAY = 0.95  # of a cell's density each time the cell is looked at
-FULL_UPDATES = 16  # the first updates look at every cell, later ones at half as many
+FULL_UPDATES = 16  # the first updates look at every cell that can be learned, later ones at about half as many
+SHARE = 4  # of those, a later update looks at one in this many, and at as many that are occupied
 UNTRAINED = -1.0
 
 
@@ -25,15 +26,19 @@ class OccupancyGrid(nn.Module):
         size: G, cells a side.
         threshold: a cell is occupied above min(mean density, threshold).
         chunk: cells looked at together; bounds the memory of an update.
+    Attributes:
+        density [cascades G^3] float32, -1 where no training view can learn; bits [cascades G^3 / 8] uint8, set where a cell is occupied;
+        cells [K] int32 ascending, those that can be learned.
     """
 
-    def __init__(self, bound, size=128, threshold=10.0, chunk=2**18):
+    def __init__(self, bound, size=128, threshold=10.0, chunk=2**17):
         super().__init__()
         self.bound, self.size, self.threshold, self.chunk = bound, size, threshold, chunk
         self.cascades = 1 + max(0, math.ceil(math.log2(bound)))
         self.updates = 0
         self.register_buffer("density", torch.zeros(self.cascades * size**3))
         self.register_buffer("bits", torch.full((self.cascades * size**3 // 8,), 255, dtype=torch.uint8))
+        self.register_buffer("cells", torch.arange(len(self.density), dtype=torch.int32), persistent=False)
         half_sides = torch.tensor([min(2.0**c, float(bound)) for c in range(self.cascades)])
         self.register_buffer("half_sides", half_sides, persistent=False)
 
@@ -45,20 +50,32 @@ class OccupancyGrid(nn.Module):
         unit = (corner + inside) * (2 / self.size) - 1
         return unit * self.half_sides.index_select(0, (cells // per_cascade).long())[:, None]
 
-    @torch.no_grad()
-    def update(self, density, generator):
-        """Looks at cells and sets the bits again.
+    def update(self, density, generator, run=None):
+        """Looks at cells and sets the bits again: the first times at every cell, later at half as many.
 
         Args:
             density: positions [K, 3] -> density [K] float32.
             generator: torch.Generator on the grid's device.
+            run: (name, work, variant) -> None, runs work(), which is the same each time for a variant, such as nerf.replay.Replay. Default: as it is.
         """
+        everywhere = self.updates < FULL_UPDATES
+
+        def look():
+            self._look(density, generator, everywhere)
+
+        if run:
+            run("grid", look, everywhere)
+        else:
+            look()
+        self.updates += 1
+
+    @torch.no_grad()
+    def _look(self, density, generator, everywhere):
         seen = torch.full_like(self.density, UNTRAINED)
-        for cells in self._cells_to_look_at(generator).split(self.chunk):
+        for cells in self._cells_to_look_at(generator, everywhere).split(self.chunk):
             seen.scatter_reduce_(0, cells.long(), density(self.positions(cells, generator)), "amax")
         fresh = torch.maximum(self.density * DECAY, seen)
         self.density.copy_(torch.where((seen >= 0) & (self.density >= 0), fresh, self.density))
-        self.updates += 1
         self.refresh_bits()
 
     def refresh_bits(self):
@@ -69,18 +86,28 @@ class OccupancyGrid(nn.Module):
         """The density above which a cell is occupied, [1]."""
         return self.density.clamp(min=0).mean().clamp(max=self.threshold).view(1)
 
-    def _cells_to_look_at(self, generator):
-        """[K] int32: every cell at first; later, in each cascade, a quarter at random and a quarter drawn from the occupied."""
-        device = self.density.device
-        if self.updates < FULL_UPDATES:
-            return torch.arange(len(self.density), device=device, dtype=torch.int32)
-        per_cascade, some = self.size**3, self.size**3 // 4
-        anywhere = torch.randint(per_cascade, (self.cascades, some), device=device, generator=generator, dtype=torch.int32)
-        running = (self.density > self._level()).view(self.cascades, -1).cumsum(1, dtype=torch.int32)
-        rank = torch.rand((self.cascades, some), device=device, generator=generator) * running[:, -1:]
-        occupied = torch.searchsorted(running, rank.int() + 1, out_int32=True).clamp(max=per_cascade - 1)
-        first = torch.arange(self.cascades, device=device, dtype=torch.int32)[:, None] * per_cascade
-        return (torch.cat([anywhere, occupied], dim=1) + first).view(-1)
+    def _cells_to_look_at(self, generator, everywhere):
+        """int32, of the cells that can be learned: all; or one of each SHARE neighbours, and as many of the occupied ones, evenly spread. In Morton order, so
+        that samples close in space are close in memory."""
+        known, device = len(self.cells), self.cells.device
+        if everywhere or known == 0:
+            return self.cells
+        some = -(-known // SHARE)
+        place = torch.arange(some, device=device)
+        random = torch.rand((2, some), device=device, generator=generator)
+        anywhere = (place * SHARE + (random[0] * SHARE).long()).clamp(max=known - 1)
+        running = (self.density.index_select(0, self.cells) > self._level()).cumsum(0, dtype=torch.int32)
+        rank = ((place + random[1]) * (running[-1:] / some)).int()
+        occupied = torch.searchsorted(running, rank + 1).clamp(max=known - 1)
+        return self.cells.index_select(0, torch.cat([anywhere, occupied]))
+
+    def settle(self):
+        """Finds the cells that can be learned; to be called when others changed `density` (set-up, not a step)."""
+        cells = (self.density >= 0).nonzero()[:, 0].int()
+        if cells.shape == self.cells.shape:
+            self.cells.copy_(cells)  # where it is: recorded updates hold its address
+        else:
+            self.cells = cells
 
     @torch.no_grad()
     def mark_untrained(self, views):
@@ -98,6 +125,7 @@ class OccupancyGrid(nn.Module):
             inside = ((middle + radius[:, None] > views.aabb[:3]) & (middle - radius[:, None] < views.aabb[3:])).all(dim=-1)
             self.density[cells[~(seen & inside)]] = UNTRAINED
         self.bits.copy_(raymarching.packbits(self.density, torch.full((1,), UNTRAINED / 2, device=self.density.device)))
+        self.settle()
 
 
 def _windows(views):
@@ -142,9 +170,8 @@ class OccupancySampler:
         self.grid, self.capacity = grid, capacity
         self.march = {"bound": grid.bound, "cascades": grid.cascades, "grid_size": grid.size, "contract": contract, "dt_gamma": dt_gamma, "max_steps": max_steps}  # fmt: skip
 
-    def sample(self, rays, generator):
-        """Rays -> (Samples with M = capacity, Packing); each ray starts at a random part of its first step."""
-        noise = torch.rand(rays.near.shape, device=rays.near.device, generator=generator)
+    def sample(self, rays, noise):
+        """Rays -> (Samples with M = capacity, Packing); each ray starts at the part noise [N] in [0, 1) of its first step."""
         *columns, packed, counts = raymarching.march_rays_train(
             rays.origins, rays.directions, rays.near, rays.far, noise, rays.count, self.grid.bits, capacity=self.capacity, **self.march
         )

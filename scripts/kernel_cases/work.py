@@ -75,7 +75,8 @@ def scene_pool(scene, flags, device, steps):
         trainer = Trainer(load_scene(options), options, device, Path(folder))
         for _ in range(steps):
             trainer.advance()
-        rays = trainer.step.source.draw(trainer.step.ray_count.value).rays
+        source = trainer.step.source
+        rays = source.draw(torch.rand(source.capacity, 3, device=device), trainer.step.ray_count.value).rays
         sampler = trainer.step.sampler
     return Pool(rays.origins, rays.directions, rays.near, rays.far, sampler.grid.bits, sampler.march)
 
