@@ -99,7 +99,7 @@ def _measure(kinds, samples, arguments, device):
         trainer.follow()
         trainer.readout.wait()
         _, numbers = trainer.follow()
-        rows.append({**row, "hard_fraction": numbers.hard / max(numbers.samples, 1), "rays": numbers.rays, "used_samples": numbers.samples})
+        rows.append({**row, "hard_fraction": numbers.hard / max(numbers.samples, 1), "drawn_fraction": numbers.drawn / max(numbers.samples, 1), "rays": numbers.rays, "used_samples": numbers.samples})
     return rows
 
 
@@ -153,7 +153,7 @@ def _device_name(device):
 def _table(report):
     """The rows as text, with the ratio of each kind to the first one for each size, and the ten kernels that take most."""
     columns = [("kind", "{}"), ("samples", "{}"), ("ms", "{:.3f}"), ("samples_per_second", "{:.3g}"), ("launches", "{:.0f}"), ("kernels", "{:.0f}"), ("host_waits", "{:.2f}"),
-               ("gpu_busy_ms", "{:.3f}"), ("peak_mib", "{:.0f}"), ("hard_fraction", "{:.3f}"), ("rays", "{:.0f}")]  # fmt: skip
+               ("gpu_busy_ms", "{:.3f}"), ("peak_mib", "{:.0f}"), ("hard_fraction", "{:.3f}"), ("drawn_fraction", "{:.3f}"), ("rays", "{:.0f}")]  # fmt: skip
     lines = [f"{report['device']}, torch {report['torch']}, {report['date']}", " | ".join(name for name, _ in columns)]
     for row in report["rows"]:
         lines.append(" | ".join("-" if row.get(name) is None else form.format(row[name]) for name, form in columns))

@@ -41,7 +41,7 @@ def test_defaults_of_the_authors():
     assert (options.path, options.workspace, options.seed, options.ckpt) == ("scene", "workspace", 0, "latest")
     assert (options.lr, options.max_training_time, options.val_checkpoint, options.iters) == (4e-3, 4.0, 120.0, 2_000_000_000)
     assert (options.dt_gamma, options.T_thresh, options.num_steps, options.lambda_distort) == (1 / 256, 1e-4, (256, 96, 48), 0.0)
-    assert not any(getattr(options, name) for name in SWITCHES)
+    assert {name for name in SWITCHES if getattr(options, name)} == {"graph"}
     assert options.given == ("path",) and options.implied == ()
 
 
@@ -62,14 +62,14 @@ def test_options_are_frozen():
 
 def test_preset_O():
     options = parse("scene -O")
-    on = {name for name in SWITCHES if getattr(options, name)}
+    on = {name for name in SWITCHES if getattr(options, name)} - {"graph"}
     assert on == {"fp16", "preload", "cuda_ray", "mark_untrained", "adaptive_num_rays", "random_image_batch"} == set(options.implied)
     assert options.bound is None and options.background == "last_sample"
 
 
 def test_preset_O2():
     options = parse("scene -O2")
-    on = {name for name in SWITCHES if getattr(options, name)}
+    on = {name for name in SWITCHES if getattr(options, name)} - {"graph"}
     assert on == {"fp16", "preload", "contract", "adaptive_num_rays", "random_image_batch"}
     assert options.bound == 128 and "bound" in options.implied
     assert parse("scene -O2 --bound 4").bound == 4
