@@ -42,11 +42,6 @@ class Samples:
     dt: torch.Tensor
     ray_index: torch.Tensor
 
-    def split(self, rows):
-        """A list of Samples of at most so many rows each, in order; views, no copies."""
-        columns = (getattr(self, field.name).split(rows) for field in fields(self))
-        return [Samples(*part) for part in zip(*columns)]
-
     def select(self, index):
         """The samples of the rows index [R] int64, R of them."""
         return Samples(*take_rows([getattr(self, field.name) for field in fields(self)], index))

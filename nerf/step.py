@@ -15,7 +15,6 @@ from nerf.replay import Replay
 HALF_SCALE = 2.0**16  # first loss scale in half precision; it halves when a gradient overflows
 ROOM_RATIO = 1.19  # between the sizes for which a step is recorded
 SHRUNK = 0.75  # what was recorded is dropped, for its memory, once the room for hard samples is this much smaller than it was
-PART = 2**17  # samples looked at together: what the networks keep of so many stays in the cache of a large GPU, and memory low
 WORTHWHILE = 0.6  # share of visible samples below which a second pass over those alone is cheaper than one pass with a graph over all
 
 
@@ -95,19 +94,13 @@ class TrainingStep:
     def _learn(self, samples, count, gradient):
         """Accumulates gradients; returns (what the loss told, [2] = samples with a graph and samples drawn)."""
         if self._second_pass():
-            mined = self.miner.step(self._network, samples, gradient, count, type(samples).select, self.optimizer.scale)
+            mined = self.miner.step(self.field, samples, gradient, count, type(samples).select, self.optimizer.scale)
             return mined.told, mined.hard.counts
         raw = self.field(samples)
         told, delta = gradient(raw.detach())
         raw.backward(self.optimizer.scale(delta).to(raw.dtype))
         visible = delta.any(dim=1).sum(dtype=torch.int32).view(1)
         return told, torch.cat([count, visible])
-
-    def _network(self, samples):
-        """The field's raw outputs; where no graph is asked for, in parts."""
-        if torch.is_grad_enabled() or len(samples.t) <= PART:
-            return self.field(samples)
-        return torch.cat([self.field(part) for part in samples.split(PART)])
 
     def _tell(self, told, counts, hard):
         """Fills `numbers`."""

@@ -64,6 +64,9 @@ def take_rows(tensors, index):
         ValueError, TypeError: an argument of wrong shape, device or dtype, by name.
         IndexError: an index outside [0, B), on the CPU; on CUDA, where nobody looks, such rows are zero.
     """
+    for i, tensor in enumerate(tensors):
+        if isinstance(tensor, torch.Tensor) and isinstance(index, torch.Tensor) and tensor.device != index.device:
+            raise ValueError(f"tensors[{i}] is on {tensor.device} but index is on {index.device}")
     return kernels.take_rows(tensors, index)
 
 

@@ -155,15 +155,6 @@ def test_photos_of_nothing_but_background_become_an_empty_scene(make_trainer, fl
     assert numbers.bad_step == -1 and numbers.squared_error < 1e-4 < first.squared_error
 
 
-def test_looking_in_parts_changes_nothing(make_trainer, monkeypatch):
-    whole, parted = (make_trainer("--hsm") for _ in range(2))
-    advance(whole, 20)
-    monkeypatch.setattr("nerf.step.PART", 1000)
-    advance(parted, 20)
-    for a, b in zip(whole.model.field.parameters(), parted.model.field.parameters(), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
-
-
 @pytest.mark.parametrize("device", DEVICES)
 def test_rays_that_overflow_the_sample_buffer_are_left_out(make_trainer, device):
     trainer = make_trainer("--hsm", "--num_rays", "2000", "--no-adaptive_num_rays", "--num_points", "4096", device=device)
