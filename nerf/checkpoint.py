@@ -16,10 +16,10 @@ from nerf.files import atomic_file, remove_partial_files
 from nerf.option_text import flag_fields, value_text
 from nerf.options import Options
 
-FORMAT = "hsm checkpoint 1"
+FORMAT = "hsm checkpoint 2"
 STEP_NAME = re.compile(r"step_(\d+)\.pth")
 BEST = "best.pth"
-MODEL_PARTS = ("model", "field")
+MODEL_PARTS = ("model", "field", "sampler")
 PLAIN_TYPES = (type(None), bool, int, float, str)
 
 
@@ -101,6 +101,8 @@ def load_checkpoint(path, device):
         content = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # noqa: BLE001 (a damaged pickle can raise anything)
         raise UserError(f"checkpoint {path} cannot be read ({_reason(error)}); give another with --ckpt, or --ckpt scratch.") from None
+    if isinstance(content, dict) and str(content.get("format")).startswith("hsm checkpoint") and content["format"] != FORMAT:
+        raise UserError(f"{path} was written by another version of this project ({content['format']}; this one reads {FORMAT}); use --ckpt scratch.")
     if not isinstance(content, dict) or content.get("format") != FORMAT or not isinstance(content.get("state"), dict):
         raise UserError(f"{path} is no checkpoint of this project; give another with --ckpt, or --ckpt scratch.")
     state = content["state"]

@@ -36,7 +36,7 @@ class TrainingStep:
     """Everything that changes with a step, and the step.
 
     Args:
-        field: nerf.fields module; sampler: has sample(rays, noise) -> (Samples, Packing); source: nerf.rays.RaySource.
+        field: nerf.fields module; sampler: nerf.sampling.Sampler; source: nerf.rays.RaySource.
         options: nerf.options.Options, resolved.
         device: torch.device.
     """
@@ -73,10 +73,11 @@ class TrainingStep:
         return self.options.hsm or self.miner.room < WORTHWHILE * self.sampler.capacity
 
     def _run(self):
-        n = self.source.capacity
-        pixel, noise, background = torch.rand(7 * n, device=self.device, generator=self.generator).split((3 * n, n, 3 * n))
+        n, noises = self.source.capacity, self.sampler.noises
+        random = torch.rand((6 + noises) * n, device=self.device, generator=self.generator)
+        pixel, noise, background = random.split((3 * n, noises * n, 3 * n))
         batch = self.source.draw(pixel.view(n, 3), self.ray_count.value)
-        samples, packing = self.sampler.sample(batch.rays, noise)
+        samples, packing, _ = self.sampler.place(batch.rays, noise.view(noises, n))
         background = background.view(n, 3) if self.options.background == "random" else torch.ones_like(background).view(n, 3)
 
         def gradient(raw):

@@ -42,7 +42,7 @@ class Trainer:
         self.model = build_model(options, scene, device)
         views = Views(scene.cameras, scene.aabb, device)
         if options.mark_untrained:
-            self.model.grid.mark_untrained(Views(scene.cameras.select(scene.train), scene.aabb, device))
+            self.model.sampler.grid.mark_untrained(Views(scene.cameras.select(scene.train), scene.aabb, device))
         capacity = max(options.num_rays, options.num_points // SAMPLES_PER_RAY)
         source = RaySource(scene, scene.train, views, capacity, options.preload, options.random_image_batch, options.seed + 1)
         self.step = TrainingStep(self.model.field, self.model.sampler, source, options, device)
@@ -106,8 +106,7 @@ class Trainer:
 
     def advance(self):
         """One step, with what belongs to it every few steps; nothing here waits for the device."""
-        if self.step.steps % self.options.update_extra_interval == 0:
-            self.model.grid.update(self._density, self.step.generator, self.step.replay)
+        self.model.sampler.before_step(self.step.steps, self._density, self.step.generator, self.step.replay)
         self.step()
         if self.step.steps % EMA_INTERVAL == 0:
             self.scheduler.step()
@@ -225,16 +224,14 @@ class Trainer:
         """Everything that a resumed run needs: tensors and plain types only."""
         return {
             "signature": self.model.signature(), "step": self.step.steps, "training_time": self.clock.seconds, "best_psnr": self.best_psnr,
-            "field": self.model.field.state_dict(), "ema": self.ema.state_dict(), "training": self.step.state_dict(),
-            "grid": self.model.grid.state_dict(), "grid_updates": self.model.grid.updates, "scheduler": self.scheduler.state_dict(),
+            "field": self.model.field.state_dict(), "sampler": self.model.sampler.state_dict(), "ema": self.ema.state_dict(),
+            "training": self.step.state_dict(), "scheduler": self.scheduler.state_dict(),
         }  # fmt: skip
 
     def load_state_dict(self, state):
         """Continues from a state; a device different from the one that made it will do."""
         self.model.field.load_state_dict(state["field"])
-        self.model.grid.load_state_dict(state["grid"])
-        self.model.grid.updates = state["grid_updates"]
-        self.model.grid.settle()
+        self.model.sampler.load_state_dict(state["sampler"])
         self.ema.load_state_dict(state["ema"])
         self.step.load_state_dict(state["training"])
         self.scheduler.load_state_dict(state["scheduler"])

@@ -52,7 +52,7 @@ def test_resumes_to_the_bit(make_trainer, tmp_path, flags):
     advance(resumed, 35)
     for name, value in straight.model.field.state_dict().items():
         assert torch.equal(value, resumed.model.field.state_dict()[name]), name
-    assert torch.equal(straight.model.grid.density, resumed.model.grid.density)
+    assert torch.equal(straight.model.sampler.grid.density, resumed.model.sampler.grid.density)
     assert all(map(torch.equal, straight.ema.mean, resumed.ema.mean))
     assert straight.evaluate(None)["psnr"] == resumed.evaluate(None)["psnr"]
 
@@ -135,8 +135,8 @@ def _size(trainer):
 @pytest.mark.parametrize("flags", [[], ["--hsm"]], ids=["baseline", "hsm"])
 def test_adaptive_rays_survive_an_empty_scene(make_trainer, flags, device):
     trainer = make_trainer(*flags, device=device)
-    trainer.model.grid.density.fill_(-1.0)
-    trainer.model.grid.refresh_bits()
+    trainer.model.sampler.grid.density.fill_(-1.0)
+    trainer.model.sampler.grid.refresh_bits()
     numbers = advance(trainer, 20)
     before = [parameter.clone() for parameter in trainer.model.field.parameters()]
     numbers = advance(trainer, 3)
@@ -221,7 +221,7 @@ def test_half_precision_really_runs_and_learns(make_trainer):
     trainer = make_trainer("--hsm", device="cuda")
     source = trainer.step.source
     rays = source.draw(torch.rand(source.capacity, 3, device="cuda"), trainer.step.ray_count.value).rays
-    samples, _ = trainer.step.sampler.sample(rays, torch.rand_like(rays.near))
+    samples, *_ = trainer.step.sampler.place(rays, torch.rand_like(rays.near)[None])
     assert trainer.model.field(samples).dtype == torch.float16
     assert torch.equal(trainer.model.field.grid.half_copy, trainer.model.field.grid.table.half())
     numbers = advance(trainer, 600)

@@ -11,6 +11,7 @@ from torch import nn
 
 import raymarching
 from nerf.samples import Packing, Samples
+from nerf.sampling.sampler import Placed, Sampler
 
 DECAY = 0.95  # of a cell's density each time the cell is looked at
 FULL_UPDATES = 16  # the first updates look at every cell that can be learned, later ones at about half as many
@@ -101,6 +102,14 @@ class OccupancyGrid(nn.Module):
         occupied = torch.searchsorted(running, rank + 1).clamp(max=known - 1)
         return self.cells.index_select(0, torch.cat([anywhere, occupied]))
 
+    def get_extra_state(self):
+        """How often the cells were looked at: it decides how many are, the next time."""
+        return {"updates": self.updates}
+
+    def set_extra_state(self, state):
+        self.updates = int(state["updates"])
+        self.settle()
+
     def settle(self):
         """Finds the cells that can be learned; to be called when others changed `density` (set-up, not a step)."""
         cells = (self.density >= 0).nonzero()[:, 0].int()
@@ -156,7 +165,7 @@ def _sees(local, radius, window, cone, fisheye, near):
     return (torch.where(fisheye, coned, framed) | (distance < radius)) & (distance + radius > near)
 
 
-class OccupancySampler:
+class OccupancySampler(Sampler):
     """Places the samples of training rays by marching through occupied cells.
 
     Args:
@@ -164,15 +173,28 @@ class OccupancySampler:
         capacity: M, the sample capacity of a step.
         dt_gamma: a step grows as dt_gamma t (0: constant steps); max_steps: most samples a ray, and 2 sqrt(3) / max_steps the least step.
         contract: positions are contracted into [-2, 2]^3, which is the grid's cube.
+        interval: steps between updates of the grid.
     """
 
-    def __init__(self, grid, capacity, dt_gamma, max_steps, contract):
-        self.grid, self.capacity = grid, capacity
+    noises = 1  # where in its first step a ray starts
+
+    def __init__(self, grid, capacity, dt_gamma, max_steps, contract, interval=16):
+        super().__init__()
+        self.grid, self.capacity, self.interval = grid, capacity, interval
         self.march = {"bound": grid.bound, "cascades": grid.cascades, "grid_size": grid.size, "contract": contract, "dt_gamma": dt_gamma, "max_steps": max_steps}  # fmt: skip
 
-    def sample(self, rays, noise):
-        """Rays -> (Samples with M = capacity, Packing); each ray starts at the part noise [N] in [0, 1) of its first step."""
+    def place(self, rays, noise, learning=False):
+        """As of Sampler."""
         *columns, packed, counts = raymarching.march_rays_train(
-            rays.origins, rays.directions, rays.near, rays.far, noise, rays.count, self.grid.bits, capacity=self.capacity, **self.march
+            rays.origins, rays.directions, rays.near, rays.far, noise[0], rays.count, self.grid.bits, capacity=self.capacity, **self.march
         )
-        return Samples(*columns), Packing(packed, counts)
+        return Placed(Samples(*columns), Packing(packed, counts))
+
+    def before_step(self, step, density, generator, run):
+        """As of Sampler: every `interval` steps the grid looks at the field."""
+        if step % self.interval == 0:
+            self.grid.update(density, generator, run)
+
+    def signature(self):
+        """What a checkpoint must agree on to fit this sampler."""
+        return {"cuda_ray": True, "grid_size": self.grid.size, "contract": self.march["contract"]}
