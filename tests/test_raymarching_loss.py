@@ -42,10 +42,15 @@ def problem(rays=60, kept=50, longest=90, dtype=torch.float32, seed=0, density=1
     return {name: value.to(device) for name, value in data.items()}
 
 
-def twin(data, T_thresh, entropy_weight=0.0):
+def twin(data, T_thresh, entropy_weight=0.0, spacing=None, distortion_weight=0.0, t=None, near_scale=0.0, want_weights=False):
     """The twin in float64, rounded."""
-    exact = [value.double() if value.is_floating_point() else value for value in data.values()]
-    return [result.to(data["dt"].dtype) for result in reference_loss.composite_loss(*exact, T_thresh, entropy_weight)]
+
+    def exact(value):
+        return value.double() if value is not None and value.is_floating_point() else value
+
+    options = exact(spacing), distortion_weight, exact(t), near_scale, want_weights
+    results = reference_loss.composite_loss(*(exact(value) for value in data.values()), T_thresh, entropy_weight, *options)
+    return [result.to(data["dt"].dtype) for result in results[: 3 if want_weights else 2]]
 
 
 def by_autograd(data, T_thresh, entropy_weight=0.0):
@@ -244,7 +249,10 @@ def test_records_no_graph():
 def test_opcheck():
     for dtype in (torch.float32, torch.float16, torch.float64):
         data = problem(rays=5, kept=4, longest=6, dtype=dtype)
-        torch.library.opcheck(torch.ops.raymarching.composite_loss, (*data.values(), 1e-4, 0.1))
+        M, real = len(data["raw"]), data["dt"].dtype
+        spacing, t = torch.rand(M, 2, dtype=real), torch.rand(M, dtype=real)
+        for options in ((None, 0.0, None, 0.0, False), (spacing, 0.1, t, 0.5, True)):
+            torch.library.opcheck(torch.ops.raymarching.composite_loss, (*data.values(), 1e-4, 0.1, *options))
 
 
 @pytest.mark.parametrize(
@@ -268,6 +276,18 @@ def test_opcheck():
         ({"background": torch.zeros(2, 4)}, ValueError, "background must have the shape"),
         ({"entropy_weight": -1.0}, ValueError, "entropy_weight must be at least 0"),
         ({"entropy_weight": math.nan}, ValueError, "entropy_weight must be at least 0"),
+        ({"distortion_weight": -1.0}, ValueError, "distortion_weight must be at least 0"),
+        ({"distortion_weight": math.inf}, ValueError, "distortion_weight must be finite"),
+        ({"distortion_weight": 0.1}, ValueError, "spacing is needed with distortion_weight"),
+        ({"spacing": torch.zeros(4)}, ValueError, "spacing must have the shape"),
+        ({"spacing": torch.zeros(3, 2)}, ValueError, "spacing must have the shape"),
+        ({"spacing": torch.zeros(4, 2).half()}, TypeError, "spacing must be torch.float32"),
+        ({"spacing": torch.zeros(4, 2, device="meta")}, ValueError, "spacing is on meta"),
+        ({"near_scale": math.nan}, ValueError, "near_scale must be at least 0"),
+        ({"near_scale": math.inf}, ValueError, "near_scale must be finite"),
+        ({"near_scale": 0.1}, ValueError, "t is needed with near_scale"),
+        ({"t": torch.zeros(5)}, ValueError, "t must have the shape"),
+        ({"t": [0.0] * 4}, TypeError, "t must be a tensor"),
     ],
 )
 def test_bad_arguments_are_named(change, error, word):

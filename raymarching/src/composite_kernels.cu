@@ -2,20 +2,12 @@
 // stride through memory, and rays of unequal length do not hold each other up. Transmittance is a running product over the lanes; V of the
 // gradient (composite_math.h) a chain of affine maps v -> a v + b, composed from the back. Rendering takes one thread a ray, for it
 // composites few samples.
+#include "lanes.cuh"
 #include "launch.cuh"
 #include "raymarching_cuda.h"
 
 namespace raymarching {
 namespace {
-
-constexpr int LANES = 32;
-constexpr unsigned ALL = 0xffffffffu;
-
-__device__ __forceinline__ float sum_of_lanes(float x) {
-#pragma unroll
-  for (int step = LANES / 2; step > 0; step /= 2) x += __shfl_xor_sync(ALL, x, step);
-  return x;
-}
 
 // What a lane knows of its sample in a block of 32 along the ray.
 struct Lane {
@@ -30,12 +22,7 @@ __device__ __forceinline__ Lane next_block(const Medium<float>& medium, int64_t 
   const int lane = threadIdx.x % LANES;
   Lane here;
   here.tau = inside ? optical_depth(medium, sample) : 0.f;
-  float product = std::exp(-here.tau);
-#pragma unroll
-  for (int step = 1; step < LANES; step *= 2) {
-    const float other = __shfl_up_sync(ALL, product, step);
-    if (lane >= step) product *= other;
-  }
+  const float product = product_up_to(std::exp(-here.tau), lane);
   const float previous = __shfl_up_sync(ALL, product, 1);
   here.before = lane ? T * previous : T;
   here.behind = T * product;
@@ -108,11 +95,7 @@ __global__ void __launch_bounds__(THREADS)
       g = weight_gradient(medium, grad, ray, sample);
       a = std::exp(-tau), b = -std::expm1(-tau) * g;
     }
-#pragma unroll
-    for (int step = 1; step < LANES; step *= 2) {  // after it: V before this lane's sample = a * V behind the block + b
-      const float later_a = __shfl_down_sync(ALL, a, step), later_b = __shfl_down_sync(ALL, b, step);
-      if (lane + step < LANES) b += a * later_b, a *= later_a;
-    }
+    chain_from(a, b, lane);  // V before this lane's sample = a * V behind the block + b
     const float before = a * V + b, next = __shfl_down_sync(ALL, before, 1);
     if (counted) grad_density[sample] *= length_of(medium, sample) * (g - (lane == LANES - 1 ? V : next));
     V = __shfl_sync(ALL, before, 0);

@@ -7,6 +7,12 @@
 //
 // Gradient. Let q = dL/dC. Then dL/dw_i = q . c_i + dL/do =: g_i, and composite_math.h goes on from g to
 // dL/dtau_i = T_{i+1} (g_i - V_i). The factors dtau/ddensity = length and ddensity/draw are taken together as `reach`.
+//
+// Distortion (Barron et al. 2022, mip-NeRF 360, equation 15). With the middle m and the length s of each sample's interval in normalised
+// spacing, a ray has D = sum_ij w_i w_j |m_i - m_j| + 1/3 sum_i w_i^2 s_i. As m ascends along the ray,
+// dD/dw_i = 2 m_i (o - 2 S_i) + 4 Q_i - 2 sum_j w_j m_j + 2/3 w_i s_i,  S_i = sum over j >= i of w_j,  Q_i = sum over j >= i of w_j m_j.
+// Measured from the weighted mean of m the third term is zero. dD/dw joins g. D is of second degree in w, so it is half of
+// sum_i w_i dD/dw_i.
 #pragma once
 
 #include "composite_math.h"
@@ -20,7 +26,7 @@ constexpr double SLOPE_MOST = 3269017.3724721107, SLOPE_LEAST = 3.05902320501825
 constexpr double ENTROPY_MARGIN = 1e-5;  // keeps the logarithms finite at opacities 0 and 1
 
 // What the loss is made of; delta [samples, RAW] is made from it. target [rays, target_columns], background [rays, COLOURS]; rows [rays, 2]
-// and counts [3] as from the march.
+// and counts [3] as from the march. spacing [samples, 2] is read where distortion_weight is not zero, t [samples] where near_scale is not.
 template <class Raw, class Real>
 struct LossProblem {
   const Raw* raw;
@@ -30,9 +36,13 @@ struct LossProblem {
   int64_t rays, samples;
   int target_columns;
   Real T_thresh, entropy_weight;
+  const Real *spacing, *t;
+  Real distortion_weight, near_scale;
 
   HOST_DEVICE int64_t used() const { return counts[0] < 0 ? 0 : counts[0] < samples ? counts[0] : samples; }
   HOST_DEVICE int64_t kept() const { return counts[1] < 0 ? 0 : counts[1] < rays ? counts[1] : rays; }
+  HOST_DEVICE bool distorts() const { return distortion_weight != 0; }
+  HOST_DEVICE bool fades() const { return near_scale != 0; }
   HOST_DEVICE Real share() const { return Real(1) / static_cast<Real>(counts[1] > 1 ? kept() : 1); }  // of a ray in the mean
 };
 
@@ -121,34 +131,80 @@ HOST_DEVICE void raw_gradient(const PixelLoss<Real>& pixel, const Activated<Real
   for (int k = 0; k < COLOURS; ++k) delta[1 + k] = weight * pixel.at_colour[k] * sample.colour[k] * (1 - sample.colour[k]);
 }
 
-// One ray, one sample after another; delta was zeroed. The first walk leaves the transmittance behind each sample in delta, the second,
-// from the back, turns it into the gradient.
+// A sample in normalised spacing.
+template <class Real>
+struct Interval {
+  Real middle, length;
+};
+
 template <class Raw, class Real>
-HOST_DEVICE PixelLoss<Real> composite_loss_ray(const LossProblem<Raw, Real>& problem, int64_t ray, Real* delta) {
+HOST_DEVICE Interval<Real> interval_of(const LossProblem<Raw, Real>& problem, int64_t sample) {
+  const Real begin = problem.spacing[2 * sample], end = problem.spacing[2 * sample + 1];
+  return {(begin + end) / 2, end - begin};
+}
+
+// moment: the sum of w m over the ray. A ray without weight has no mean, and needs none.
+template <class Real>
+HOST_DEVICE Real mean_middle(Real moment, Real opacity) {
+  return opacity > 0 ? moment / opacity : moment;
+}
+
+// dD/dw of a sample; `middle` is measured from the mean, weight_from and moment_from are S and Q.
+template <class Real>
+HOST_DEVICE Real distortion_gradient(Real middle, Real length, Real weight, Real opacity, Real weight_from, Real moment_from) {
+  return 2 * (middle * (opacity - 2 * weight_from) + 2 * moment_from) + Real(2) / 3 * weight * length;
+}
+
+// Gradients near a camera are made smaller, by the square of the distance (Philip and Deschaintre 2023, "Floaters No More"). A NaN stays.
+template <class Raw, class Real>
+HOST_DEVICE Real fade(const LossProblem<Raw, Real>& problem, int64_t sample) {
+  const Real distance = problem.t[sample] / problem.near_scale, square = distance * distance;
+  return square > 1 ? Real(1) : square;
+}
+
+// One ray, one sample after another; delta was zeroed, and so were weights, which may be null. The first walk leaves the transmittance
+// behind each sample in delta, the second, from the back, turns it into the gradient.
+template <class Raw, class Real>
+HOST_DEVICE PixelLoss<Real> composite_loss_ray(const LossProblem<Raw, Real>& problem, int64_t ray, Real* delta, Real* weights) {
   const auto sample_at = [&](int64_t i) {
     const Real raw[RAW] = {static_cast<Real>(problem.raw[i * RAW]), static_cast<Real>(problem.raw[i * RAW + 1]),
                            static_cast<Real>(problem.raw[i * RAW + 2]), static_cast<Real>(problem.raw[i * RAW + 3])};
     return activate(raw, problem.dt[i]);
   };
   const Span span = span_of(problem.rows, ray, problem.used());
-  Real T = 1, opacity = 0, sum[COLOURS] = {};
+  Real T = 1, opacity = 0, moment = 0, sum[COLOURS] = {};
   int64_t end = span.first;
   for (; end < span.first + span.count && !(T < problem.T_thresh); ++end) {
     const Activated<Real> sample = sample_at(end);
     const Real weight = T * sample.alpha;
     opacity += weight;
+    if (problem.distorts()) moment += weight * interval_of(problem, end).middle;
+    if (weights) weights[end] = weight;
     T *= sample.through;
     delta[end * RAW] = T;
     for (int k = 0; k < COLOURS; ++k) sum[k] += weight * sample.colour[k];
   }
-  const PixelLoss<Real> pixel = pixel_loss(pixel_of(problem, ray), sum, opacity, T, problem.share(), problem.entropy_weight);
-  Real V = 0;
+  PixelLoss<Real> pixel = pixel_loss(pixel_of(problem, ray), sum, opacity, T, problem.share(), problem.entropy_weight);
+  const Real mean = mean_middle(moment, opacity), distortion_share = problem.distortion_weight * problem.share();
+  Real V = 0, weight_from = 0, moment_from = 0, distortion = 0;
   for (int64_t i = end - 1; i >= span.first; --i) {
     const Activated<Real> sample = sample_at(i);
-    const Real before = i > span.first ? delta[(i - 1) * RAW] : Real(1), g = weight_gradient(pixel, sample.colour);
-    raw_gradient(pixel, sample, before * sample.alpha, delta[i * RAW], g, V, delta + i * RAW);
+    const Real before = i > span.first ? delta[(i - 1) * RAW] : Real(1), weight = before * sample.alpha;
+    Real g = weight_gradient(pixel, sample.colour);
+    if (problem.distorts()) {
+      const Interval<Real> interval = interval_of(problem, i);
+      const Real middle = interval.middle - mean;
+      weight_from += weight, moment_from += weight * middle;
+      const Real at_weight = distortion_gradient(middle, interval.length, weight, opacity, weight_from, moment_from);
+      distortion += weight * at_weight / 2;
+      g += distortion_share * at_weight;
+    }
+    raw_gradient(pixel, sample, weight, delta[i * RAW], g, V, delta + i * RAW);
     V = sample.through * V + sample.alpha * g;
+    if (problem.fades())
+      for (int k = 0; k < RAW; ++k) delta[i * RAW + k] *= fade(problem, i);
   }
+  if (problem.distorts()) pixel.loss += distortion_share * distortion;
   return pixel;
 }
 

@@ -6,6 +6,7 @@
 // bit, and lays out the remembered groups again to write them.
 // Estimate: 30,000 rays x 25 groups x 65 instructions = 49 M warp instructions, 0.05 ms at an H100's peak issue rate and some 0.08 in
 // practice; 2^18 rows x 36 bytes written = 9.4 MB, under 0.01 ms; the bits, 256 KiB a cascade, stay in L2.
+#include "lanes.cuh"
 #include "launch.cuh"
 #include "raymarching_cuda.h"
 
@@ -14,12 +15,11 @@
 namespace raymarching {
 namespace {
 
-constexpr unsigned ALL = 0xffffffffu;
 constexpr int WARPS = THREADS / GROUP;
 constexpr int REMEMBERED = 32;  // groups with samples, a ray; beyond, a ray is walked again from there
 constexpr int MAX_GRID_SIZE = 1024;
 
-static_assert(GROUP == 32 && RAYS_A_BLOCK <= GROUP, "a lane a step, and a lane a ray of the block");
+static_assert(GROUP == LANES && RAYS_A_BLOCK <= GROUP, "a lane a step, and a lane a ray of the block");
 
 // What the count leaves for the write, for each ray of the block.
 struct Found {
@@ -78,12 +78,6 @@ struct Walker {
 // (of it and all before), below them the count. state [1 + blocks], zeroed: first the number of blocks that have begun.
 constexpr unsigned long long NOTHING = 0, OWN = 1, SUM = 2;
 constexpr int FLAG_SHIFT = 62;
-
-__device__ __forceinline__ long long sum_of_lanes(long long x) {
-#pragma unroll
-  for (int step = GROUP / 2; step > 0; step /= 2) x += __shfl_xor_sync(ALL, x, step);
-  return x;
-}
 
 // Run by one whole warp of the block: publishes the block's count and returns that of all blocks before it. Blocks are numbered as they
 // begin, so those waited for are running or done.
@@ -159,12 +153,7 @@ __global__ void __launch_bounds__(THREADS, 10)
   if (threadIdx.x < GROUP) {
     const int64_t ray = first_ray + lane;
     const long long own = lane < RAYS_A_BLOCK ? found[lane].samples : 0;
-    long long end = own;
-#pragma unroll
-    for (int step = 1; step < GROUP; step *= 2) {
-      const long long other = __shfl_up_sync(ALL, end, step);
-      if (lane >= step) end += other;
-    }
+    long long end = sum_up_to(own, lane);
     end += look_back(state, block, __shfl_sync(ALL, end, GROUP - 1), lane);
     if (lane < RAYS_A_BLOCK) {
       bool whole = false;
