@@ -4,88 +4,77 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gridencoder import (
-    GridEncoder,
-    add_total_variation_gradient,
-    add_weight_decay_gradient,
-)
+from gridencoder import GridEncoder
+from nerf.fields.base import GRANULE, Field, network, run_padded
 from shencoder import SHEncoder
 
 FEATURES = 15  # of the geometry network, handed to the colour network beside the density logit
+UNSEEN = ("mean", "off")
 
 
-class NGPField(nn.Module):
-    """Hash grid -> 64 -> 64 -> (density logit, 15 features); (features, SH of the direction) -> 32 -> 32 -> colour logits.
+class NGPField(Field):
+    """Hash grid -> 64 -> 64 -> (density logit, 15 features); (features, SH of the direction, appearance) -> 32 -> 32 -> colour logits.
+
+    Each training image may have a few numbers of its own, learned with the rest, that tell its exposure and white balance from the scene's
+    (Martin-Brualla et al. 2021, NeRF in the Wild, section 4.1). They reach colour alone, never density.
 
     Args:
         bound: positions lie in [-bound, bound]^3; the finest grid level has 2048 cells a world unit of half side.
         log2_table_size: logarithm of the entries of a hashed level.
-        half: run the encoding and the networks in float16 (CUDA).
+        half: run the encoding and the networks in float16.
+        appearance: A, numbers an image; 0: none.
+        images: how many images there are, if appearance is not 0. In training mode `samples.image` [M] int64 tells the image of each sample, from
+            0 to images - 1, also where the sample is only padding.
+        unseen: what stands for an image in evaluation mode, or where `samples.image` is None: "mean", that of all images; or "off", zeros, with
+            which all images start.
+    Raises:
+        ValueError: appearance, images or unseen is out of range, by name.
     """
 
-    channels = 4
+    has_appearance = True
 
-    def __init__(self, bound, log2_table_size=19, half=False):
-        super().__init__()
-        self.bound, self.log2_table_size, self.half = bound, log2_table_size, half
+    def __init__(self, bound, log2_table_size=19, half=False, appearance=0, images=0, unseen="mean"):
+        super().__init__(bound, half)
+        if appearance < 0:
+            raise ValueError(f"appearance must not be negative, not {appearance}")
+        if appearance and images < 1:
+            raise ValueError(f"images must be at least 1 for an appearance each, not {images}")
+        if unseen not in UNSEEN:
+            raise ValueError(f"unseen must be one of {', '.join(UNSEEN)}, not {unseen}")
+        self.log2_table_size, self.unseen = log2_table_size, unseen
         self.grid = GridEncoder(3, levels=16, features=2, base_resolution=16, finest_resolution=2048 * bound, log2_table_size=log2_table_size)
         self.view = SHEncoder(degree=4)
         self.geometry = network(self.grid.output_size, [64, 64], 1 + FEATURES)
-        self.colour = network(FEATURES + self.view.output_size, [32, 32], 3)
+        self.colour = network(FEATURES + self.view.output_size + appearance, [32, 32], 3)
+        self.appearance = nn.Parameter(torch.zeros(images, appearance)) if appearance else None
 
     def forward(self, samples):
         """Samples -> raw [M, 4]: log density and three colour logits (half where the field runs in half)."""
         with self._precision(samples.positions):
             geometry = self.geometry(self._encode(samples.positions))
-            view = self.view(samples.directions).to(geometry.dtype)
-            return torch.cat([geometry[:, :1], self._colour(geometry, view)], dim=-1)
+            inputs = [geometry, self.view(samples.directions).to(geometry.dtype)]
+            if self.appearance is not None:
+                inputs.append(self._appearances(samples).to(geometry.dtype))
+            colour = run_padded(self.colour, torch.cat(inputs, dim=-1), skip=1)  # column 0 is the density logit
+            return torch.cat([geometry[:, :1], colour], dim=-1)
 
-    def _colour(self, geometry, view):
-        """The colour network, its matrices widened by zeros to multiples of eight, for which tensor cores are several times faster: column 0 of
-        `geometry`, the density logit, weighs nothing, and five outputs more than three are dropped."""
-        first, *middle, last = (layer for layer in self.colour if isinstance(layer, nn.Linear))
-        x = torch.relu_(F.linear(torch.cat([geometry, view], dim=-1), F.pad(first.weight, (1, 0))))
-        for layer in middle:
-            x = torch.relu_(layer(x))
-        return F.linear(x, F.pad(last.weight, (0, 0, 0, -last.out_features % 8)))[:, : last.out_features]
+    def _appearances(self, samples):
+        """[M, A] float32, and zeros up to a multiple of GRANULE: float32, in which the gradients of an image's many samples add up."""
+        rows = F.pad(self.appearance, (0, -self.appearance.shape[1] % GRANULE))
+        if self.training and samples.image is not None:
+            return rows.index_select(0, samples.image)
+        row = rows.mean(dim=0) if self.unseen == "mean" else torch.zeros_like(rows[0])
+        return row.expand(len(samples.positions), -1)
 
     def density(self, positions):
-        """Positions [M, 3] -> log density [M]."""
+        """Positions [K, 3] -> log density [K]."""
         with self._precision(positions):
             return self.geometry(self._encode(positions))[:, 0]
 
     def _encode(self, positions):
         return self.grid(self._unit(positions))
 
-    def _precision(self, tensor):
-        return torch.autocast(tensor.device.type, dtype=torch.float16, enabled=self.half)
-
-    def add_total_variation_gradient(self, positions, weight):
-        """Adds the gradient of weight [1] times the total variation of the grid cells at positions [P, 3] to the parameters' gradients."""
-        add_total_variation_gradient(self.grid.table, self._gradient(), self.grid.offsets, self.grid.resolutions, self._unit(positions), weight)
-
-    def add_weight_decay_gradient(self, weight):
-        """Adds the gradient of weight [1] times the mean square of each grid level's entries."""
-        add_weight_decay_gradient(self.grid.table, self._gradient(), self.grid.offsets, weight)
-
-    def _gradient(self):
-        table = self.grid.table
-        if table.grad is None:
-            table.grad = torch.zeros_like(table)
-        return table.grad
-
-    def _unit(self, positions):
-        return (positions + self.bound) / (2 * self.bound)
-
     def signature(self):
         """What a checkpoint must agree on to fit this field."""
-        return {"backbone": "ngp", "bound": self.bound, "log2_table_size": self.log2_table_size}
-
-
-def network(inputs, hidden, outputs):
-    """A plain ReLU network without biases."""
-    sizes = [inputs, *hidden]
-    layers = []
-    for size, following in zip(sizes, hidden):
-        layers += [nn.Linear(size, following, bias=False), nn.ReLU(inplace=True)]
-    return nn.Sequential(*layers, nn.Linear(sizes[-1], outputs, bias=False))
+        plain = {"backbone": "ngp", "bound": self.bound, "log2_table_size": self.log2_table_size}
+        return plain if self.appearance is None else plain | {"appearance": list(self.appearance.shape)}

@@ -1,0 +1,125 @@
+"""What every field is: the one interface that sampling, mining, training and rendering know."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from gridencoder import add_total_variation_gradient, add_weight_decay_gradient
+from nerf.errors import UserError
+
+GRANULE = 8  # tensor cores are several times faster where the widths of a half matrix are multiples of eight
+
+
+class Field(nn.Module):
+    """What is learned. Derive from this, define `forward`, `density` and `signature`, and add a line to nerf.fields.FIELDS. The
+    constructor of a field in FIELDS takes (bound, log2_table_size, half).
+
+    C = `channels`: a density logit and C - 1 logits of features, which are composited after a sigmoid. Positions lie in [-bound, bound]^3: the
+    field never contracts space, the sampler has done so (bound is 2 there). All of it is differentiable with respect to the parameters, and to
+    positions and directions where those ask for it; samples outside the cube, or NaN, have no gradient.
+
+    Args:
+        bound: half side of the cube in which positions lie.
+        half: run encodings and networks in float16, by autocast; parameters stay float32.
+    Attributes:
+        bound, half: as given.
+        channels: C, 4 unless a field says otherwise.
+        deferred: whether `shade` does more than hand three colours on.
+        has_appearance: whether the constructor takes appearance, images and unseen, as NGPField's does.
+        grid: the 3-D GridEncoder that the regularisers act on; a field need not have one.
+    """
+
+    channels = 4
+    deferred = False
+    has_appearance = False
+
+    def __init__(self, bound, half=False):
+        super().__init__()
+        self.bound, self.half = bound, half
+
+    def forward(self, samples):
+        """nerf.samples.Samples of M rows -> raw [M, C], before any activation: column 0 is the logarithm of density (1 / world unit). Float16 where
+        the field runs in half. Rows are independent of each other: mining asks again for some of them."""
+        raise NotImplementedError
+
+    def density(self, positions):
+        """Positions [K, 3] float32 -> logarithm of density [K]: what `forward` gives in column 0."""
+        raise NotImplementedError
+
+    def signature(self):
+        """What a checkpoint must agree on to fit this field: a dict of plain values, "backbone" among them."""
+        raise NotImplementedError
+
+    def shade(self, features, opacity, directions):
+        """From what was composited to the colour of each ray, without a background.
+
+        Args:
+            features: [N, C - 1] float32, sums of weights times sigmoids along each ray.
+            opacity: [N] float32, sums of weights.
+            directions: [N, 3] float32, unit length.
+        Returns:
+            [N, 3] float32, times opacity, as the features are; differentiable with respect to the features, opacity and parameters.
+        """
+        return features
+
+    def add_total_variation_gradient(self, positions, weight):
+        """Adds the gradient of weight [1] times the total variation of `grid`'s cells at positions [P, 3] to the table's gradient.
+
+        Raises:
+            UserError: the field has no such grid.
+        """
+        grid = self._regularised("--lambda_tv")
+        add_total_variation_gradient(grid.table, _gradient(grid), grid.offsets, grid.resolutions, self._unit(positions), weight)
+
+    def add_weight_decay_gradient(self, weight):
+        """Adds the gradient of weight [1] times the mean square of each level's entries of `grid`.
+
+        Raises:
+            UserError: the field has no such grid.
+        """
+        grid = self._regularised("--lambda_wd")
+        add_weight_decay_gradient(grid.table, _gradient(grid), grid.offsets, weight)
+
+    def _regularised(self, flag):
+        if not hasattr(self, "grid"):
+            raise UserError(f"{flag} is for fields with a hash grid, which the backbone {self.signature()['backbone']} has not; leave it out.")
+        return self.grid
+
+    def _precision(self, tensor):
+        return torch.autocast(tensor.device.type, dtype=torch.float16, enabled=self.half)
+
+    def _unit(self, positions):
+        """Positions in the cube -> [0, 1]^3, where grids live."""
+        return (positions + self.bound) / (2 * self.bound)
+
+
+def network(inputs, hidden, outputs, bias=False):
+    """A plain ReLU network, without biases unless asked for."""
+    sizes = [inputs, *hidden]
+    layers = []
+    for size, following in zip(sizes, hidden):
+        layers += [nn.Linear(size, following, bias=bias), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers, nn.Linear(sizes[-1], outputs, bias=bias))
+
+
+def run_padded(layers, x, skip=0):
+    """A `network` without biases, its matrices widened by zeros to multiples of GRANULE: what they drop or weigh nothing is cheaper than what
+    odd widths cost.
+
+    Args:
+        layers: the network, of I inputs and O outputs.
+        x: [M, K], K a multiple of GRANULE: `skip` columns that weigh nothing, I inputs, and columns beyond that weigh nothing.
+    Returns:
+        [M, O].
+    """
+    first, *middle, last = (layer for layer in layers if isinstance(layer, nn.Linear))
+    x = torch.relu_(F.linear(x, F.pad(first.weight, (skip, x.shape[1] - skip - first.in_features))))
+    for layer in middle:
+        x = torch.relu_(layer(x))
+    return F.linear(x, F.pad(last.weight, (0, 0, 0, -last.out_features % GRANULE)))[:, : last.out_features]
+
+
+def _gradient(grid):
+    if grid.table.grad is None:
+        grid.table.grad = torch.zeros_like(grid.table)
+    return grid.table.grad
