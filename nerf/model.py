@@ -4,18 +4,22 @@ from typing import NamedTuple
 
 from torch import nn
 
-from nerf.errors import UserError
-from nerf.fields import NGPField
-from nerf.rendering import OccupancyRenderer
-from nerf.sampling import OccupancyGrid, OccupancySampler, Sampler
+from nerf.fields import ProposalField, build_field
+from nerf.rendering import OccupancyRenderer, ProposalRenderer, Renderer
+from nerf.sampling import OccupancyGrid, OccupancySampler, ProposalSampler, Sampler
+
+CONTRACTED = 2.0  # half side of the cube into which space is contracted
+SAMPLES_PER_RAY = 4  # the ray capacity of a marched step is its sample capacity over this: fewer samples a ray leave room unused, nothing else
+PROPOSALS = (128, 256)  # cells of the proposal networks' finest levels
+PROPOSAL_TABLE = 17  # log2 of the entries of their hashed levels, at most that of the field
 
 
 class Model(NamedTuple):
-    """field: what is learned; sampler: places samples; render(cameras, index) -> Rendered."""
+    """field: what is learned; sampler: places samples, and may learn too; render(cameras, index) -> Rendered."""
 
     field: nn.Module
     sampler: Sampler
-    render: OccupancyRenderer
+    render: Renderer
 
     def signature(self):
         """What a checkpoint must agree on to fit this model."""
@@ -26,11 +30,21 @@ def build_model(options, scene, device):
     """A Model for a scene, on the device, with fresh parameters.
 
     Raises:
-        UserError: the options ask for sampling by proposal networks, which this version does not have.
+        UserError: an option that the backbone does not have.
     """
-    if not options.cuda_ray:
-        raise UserError("Sampling by proposal networks (-O2, or no --cuda_ray) is not available in this version; use -O or --cuda_ray.")
-    field = NGPField(scene.bound, options.log2_table_size, half=options.fp16 and device.type == "cuda").to(device)
-    grid = OccupancyGrid(scene.bound, options.grid_size, options.density_thresh).to(device)
-    sampler = OccupancySampler(grid, options.num_points, options.dt_gamma, options.max_steps, options.contract, options.update_extra_interval)
-    return Model(field, sampler, OccupancyRenderer(field, sampler, scene.aabb, options))
+    bound = CONTRACTED if options.contract else scene.bound
+    half = options.fp16 and device.type == "cuda"
+    appearance = {"appearance": options.appearance, "images": len(scene.train)} if options.appearance else {}
+    field = build_field(options.backbone, bound, log2_table_size=options.log2_table_size, half=half, **appearance).to(device)
+    if options.cuda_ray:
+        grid = OccupancyGrid(bound, options.grid_size, options.density_thresh).to(device)
+        rays = max(options.num_rays, options.num_points // SAMPLES_PER_RAY)
+        march = options.dt_gamma, options.max_steps, options.contract
+        sampler = OccupancySampler(grid, rays, options.num_points, *march, options.update_extra_interval)
+        return Model(field, sampler, OccupancyRenderer(field, sampler, scene.aabb, options))
+    table = min(PROPOSAL_TABLE, options.log2_table_size)
+    proposals = [ProposalField(bound, finest, table, half).to(device) for finest in PROPOSALS]
+    rays = max(1, options.num_points // options.num_steps[-1])
+    open_end = options.background == "last_sample"
+    sampler = ProposalSampler(proposals, options.num_steps, rays, options.contract, open_end, options.lambda_proposal, options.anneal_steps)
+    return Model(field, sampler, ProposalRenderer(field, sampler, scene.aabb, options))

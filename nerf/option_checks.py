@@ -19,6 +19,7 @@ def check_options(options):
     _check_special_values(options)
     _check_run(options)
     _check_sampling(options)
+    _check_proposals(options)
     _check_mining(options)
     _check_device(options)
 
@@ -66,6 +67,14 @@ def _check_sampling(options):
     if options.mark_untrained and options.contract:
         cause = "--contract" if "contract" in options.given else "-O2 (which contracts space)"
         raise UserError(f"--mark_untrained closes cells of uncontracted space and does not go with {cause}; drop one of the two.")
+
+
+def _check_proposals(options):
+    """What acts on proposal networks needs them."""
+    named = [name for name in ("num_steps", "lambda_proposal", "lambda_distort", "anneal_steps") if name in options.given]
+    if named and options.cuda_ray:
+        cause = "--cuda_ray" if "cuda_ray" in options.given else "-O (which marches through an occupancy grid)"
+        raise UserError(f"--{named[0]} acts on sampling by proposal networks and does not go with {cause}; use -O2, or leave it out.")
 
 
 def _check_mining(options):

@@ -89,10 +89,11 @@ class Options:
     contract: bool = _sampling(False, "contract the space outside the unit cube into a cube of half side 2")
     background: str = _sampling("last_sample", "what lies behind a ray's samples", choices=("white", "random", "last_sample"))
 
-    num_steps: tuple[int, int, int] = _proposal((256, 96, 48), "samples a ray: two proposal networks, field", low=1, high=8192)
+    num_steps: tuple[int, int, int] = _proposal((256, 96, 48), "samples a ray: two proposal networks, field", low=1, high=1024)
     max_ray_batch: int = _proposal(16_384, "rays rendered at once", low=1)
     lambda_proposal: float = _proposal(1.0, "weight of the interlevel loss", low=0)
     lambda_distort: float = _proposal(0.0, "weight of the distortion loss", low=0)
+    anneal_steps: int = _proposal(1000, "steps in which the proposals sharpen; 0 = sharp from the start", low=0)
 
     fp16: bool = _training(False, "compute the field in half precision")
     graph: bool = _training(True, "record the step as a CUDA graph and replay it, which takes the host out of it (CUDA)")
@@ -104,8 +105,11 @@ class Options:
     lambda_entropy: float = _training(0.0, "weight of the entropy of a ray's opacity", low=0)
     lambda_tv: float = _training(0.0, "weight of the hash grid's total variation", low=0)
     lambda_wd: float = _training(0.0, "weight decay of the hash grid", low=0)
+    near_grad_scale: float = _training(0.0, "nearer to a camera than this, gradients shrink with the square of distance (fewer floaters); 0 = off", low=0)
     ema_decay: float = _training(0.98, "decay of the averaged weights that are evaluated", low=0, below=1)
 
+    backbone: str = _network("ngp", "what is learned", choices=("ngp", "merf"))
+    appearance: int = _network(0, "numbers that each photo has of its own, for exposure and white balance; its pictures show their mean", low=0, high=256)
     log2_table_size: int | None = _network(None, "log2 of the entries of a hash table", low=4, high=24, sizes=(19, 15))
 
     hsm: bool = _mining(False, "hard sample mining: learn from the hard samples only")

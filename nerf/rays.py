@@ -8,7 +8,6 @@ import torch
 import raymarching
 from nerf.samples import Rays
 
-SAMPLES_PER_RAY = 4  # the ray capacity of a step is its sample capacity over this: fewer samples a ray leave room unused, nothing else
 FILL = 0.96  # the part of the sample capacity that is aimed at, so that chance seldom overfills it
 GROWTH = 2.0  # most by which the number of rays changes in a step
 
@@ -101,6 +100,9 @@ class RaySource:
         self.offsets = torch.from_numpy(offsets).to(store)
         self.indices = torch.from_numpy(np.asarray(indices, dtype=np.int64)).to(store)
         self.sizes = torch.from_numpy(scene.cameras.sizes[indices].astype(np.int64)).to(store)
+        self.numbers = torch.zeros(len(scene.cameras.sizes), dtype=torch.int64)  # of each view among the photos drawn from
+        self.numbers[torch.from_numpy(np.asarray(indices, dtype=np.int64))] = torch.arange(len(indices))
+        self.numbers = self.numbers.to(device)
         self.generator = torch.Generator().manual_seed(seed)
         if not self.preloaded:
             buffer = {"device": device}

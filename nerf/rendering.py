@@ -1,4 +1,4 @@
-"""Whole pictures: march all rays together, a few samples at a time, and drop the rays that are done."""
+"""Whole pictures of a field, by the samples of its sampler."""
 
 import torch
 
@@ -6,7 +6,8 @@ import raymarching
 from nerf import volume
 from nerf.evaluation import Rendered
 from nerf.rays import Views
-from nerf.samples import Samples
+from nerf.samples import Rays, Samples
+from nerf.sampling.proposal import MIDDLE
 
 RAYS_AT_ONCE = {"cuda": 2**17, "cpu": 2**13}
 SAMPLES_AT_ONCE = {"cuda": 2**20, "cpu": 2**16}
@@ -14,16 +15,16 @@ MOST_SAMPLES_A_ROUND = 64
 FAINT = 1e-3  # an opacity below which a pixel has no depth to speak of
 
 
-class OccupancyRenderer:
-    """Renders pictures of a field through its occupancy grid, over a white background.
+class Renderer:
+    """Renders pictures of a field over a white background.
 
     Args:
-        field: nerf.fields module; sampler: OccupancySampler; aabb [6] numpy; options: nerf.options.Options.
+        field: nerf.fields.Field; sampler: nerf.sampling.Sampler; aabb [6] numpy; options: nerf.options.Options.
     """
 
     def __init__(self, field, sampler, aabb, options):
         self.field, self.sampler, self.aabb, self.options = field, sampler, aabb, options
-        self.device = sampler.grid.bits.device
+        self.device = next(field.parameters()).device
 
     @torch.no_grad()
     def __call__(self, cameras, index):
@@ -32,12 +33,35 @@ class OccupancyRenderer:
         rays = views.image_rays(0)
         width, height = (int(side) for side in cameras.sizes[index])
         features, opacity, depth = self.composite(rays)
-        rgb = features + (1 - opacity)[:, None]
+        rgb = self.field.shade(features, opacity, rays.directions) + (1 - opacity)[:, None]
         depth = depth / opacity.clamp(min=FAINT)
         return Rendered(*(x.reshape(height, width, *x.shape[1:]).cpu().numpy() for x in (rgb, depth, opacity)))
 
     def composite(self, rays):
-        """Rays -> (features [N, K], opacity [N], depth [N]), without a background."""
+        """Rays -> (features [N, C - 1], opacity [N], depth [N]), without a background."""
+        raise NotImplementedError
+
+
+class ProposalRenderer(Renderer):
+    """Asks proposal networks where to look, for so many rays at once as --max_ray_batch says."""
+
+    def composite(self, rays):
+        """As of Renderer."""
+        parts = [self._chunk(rays, rows) for rows in torch.arange(len(rays.near), device=self.device).split(self.options.max_ray_batch)]
+        return tuple(map(torch.cat, zip(*parts)))
+
+    def _chunk(self, rays, rows):
+        chosen = Rays(*(column.index_select(0, rows) for column in (rays.origins, rays.directions, rays.near, rays.far, rays.image)), torch.full_like(rays.count, len(rows)))
+        placed = self.sampler.place(chosen, torch.full((self.sampler.noises, len(rows)), MIDDLE, device=self.device))
+        seen = volume.composite(self.field(placed.samples), placed.samples, placed.packing, self.options.T_thresh)
+        return seen.features, seen.opacity, seen.depth
+
+
+class OccupancyRenderer(Renderer):
+    """Marches all rays together through the occupied cells, a few samples at a time, and drops the rays that are done."""
+
+    def composite(self, rays):
+        """As of Renderer."""
         total = len(rays.near)
         features = torch.zeros((total, self.field.channels - 1), device=self.device)
         opacity, depth = torch.zeros(total, device=self.device), torch.zeros(total, device=self.device)

@@ -5,7 +5,7 @@ every shape is known before a step starts. Ray r holds samples rays[r, 0] ... ra
 the ray in world units, and a sample covers [t - dt/2, t + dt/2].
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 
@@ -33,7 +33,7 @@ class Samples:
     """M samples on the device.
 
     positions [M, 3] float32 in field space (contracted where the sampler contracts); directions [M, 3] float32; t, dt [M] float32;
-    ray_index [M] int32, the ray of each (-1: padding).
+    ray_index [M] int32, the ray of each (-1: padding); image [M] int64, the training photo of each, or None where no field asks for it.
     """
 
     positions: torch.Tensor
@@ -41,10 +41,16 @@ class Samples:
     t: torch.Tensor
     dt: torch.Tensor
     ray_index: torch.Tensor
+    image: torch.Tensor | None = None
 
     def select(self, index):
         """The samples of the rows index [R] int64, R of them."""
-        return Samples(*take_rows([getattr(self, field.name) for field in fields(self)], index))
+        columns = [getattr(self, field.name) for field in fields(self)]
+        return Samples(*take_rows([column for column in columns if column is not None], index))
+
+    def of_images(self, image):
+        """The same samples, each with the image of its ray, of image [N] int64 (padding: that of the first ray)."""
+        return replace(self, image=image.index_select(0, self.ray_index.clamp(min=0)))
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,11 @@
 """One training step, on the device alone: draw rays, march, look, composite, learn, update. Nothing here waits for the device, every shape is
 known beforehand and every number that varies lives in a tensor, so on CUDA the step is recorded once and replayed (nerf/replay.py)."""
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
+from torch import nn
 
 from fusedadam import FusedAdam
 from gridencoder import GridEncoder
@@ -36,7 +38,7 @@ class TrainingStep:
     """Everything that changes with a step, and the step.
 
     Args:
-        field: nerf.fields module; sampler: nerf.sampling.Sampler; source: nerf.rays.RaySource.
+        field: nerf.fields.Field; sampler: nerf.sampling.Sampler; source: nerf.rays.RaySource.
         options: nerf.options.Options, resolved.
         device: torch.device.
     """
@@ -44,8 +46,10 @@ class TrainingStep:
     def __init__(self, field, sampler, source, options, device):
         self.field, self.sampler, self.source, self.options, self.device = field, sampler, source, options, device
         self.generator = torch.Generator(device).manual_seed(options.seed)
-        self.ray_count = RayCount(options.num_rays, options.adaptive_num_rays, source.capacity, sampler.capacity, device)
-        self.optimizer = field_optimizer(field, options)
+        adaptive = options.adaptive_num_rays and sampler.adaptive
+        self.ray_count = RayCount(options.num_rays if sampler.adaptive else sampler.most_rays, adaptive, source.capacity, sampler.capacity, device)
+        self.optimizer = module_optimizer(nn.ModuleList([field, sampler]), options, field.half)
+        self.terms = volume.LossTerms(options.lambda_entropy, options.lambda_distort, options.near_grad_scale)
         self.replay = Replay(device, options.graph, [self.generator])
         self.miner = HardSampleMiner(mining_rule(options), sampler.capacity, self.generator, ROOM_RATIO if self.replay.enabled else 1.05)
         self.largest_room = self.miner.room
@@ -57,7 +61,9 @@ class TrainingStep:
     def __call__(self):
         """One step. What it tells is in `numbers`, on the device."""
         self.source.fetch()
-        self.replay("step", self._run, self.miner.room if self._second_pass() else None)
+        learning = self.sampler.learns(self.steps)
+        room = self.miner.room if self._second_pass() else None
+        self.replay("step", lambda: self._run(learning), (room, learning))
         self.steps += 1
 
     def fit(self, numbers):
@@ -72,36 +78,44 @@ class TrainingStep:
         """Whether the network runs again on chosen samples: always to mine; else where few enough are visible."""
         return self.options.hsm or self.miner.room < WORTHWHILE * self.sampler.capacity
 
-    def _run(self):
+    def _run(self, learning):
         n, noises = self.source.capacity, self.sampler.noises
         random = torch.rand((6 + noises) * n, device=self.device, generator=self.generator)
         pixel, noise, background = random.split((3 * n, noises * n, 3 * n))
         batch = self.source.draw(pixel.view(n, 3), self.ray_count.value)
-        samples, packing, _ = self.sampler.place(batch.rays, noise.view(noises, n))
+        placed = self.sampler.place(batch.rays, noise.view(noises, n), learning)
+        if self.options.appearance:
+            placed = placed._replace(samples=placed.samples.of_images(self.source.numbers.index_select(0, batch.rays.image)))
         background = background.view(n, 3) if self.options.background == "random" else torch.ones_like(background).view(n, 3)
-
-        def gradient(raw):
-            return volume.pixel_loss_gradient(
-                raw, samples, packing, batch.target, background, self.options.T_thresh, self.options.lambda_entropy
-            )
-
-        told, hard = self._learn(samples, packing.counts[:1], gradient)
-        self._regularise_grid(samples)
+        pixels, hard = self._learn(placed, lambda raw: self._gradient(raw, batch, placed, background, learning))
+        if learning:
+            self.sampler.learn(placed, pixels.weights, self.optimizer.scale)
+        self._regularise_grid(placed.samples)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.ray_count.adapt(packing.counts)
-        self._tell(told, packing.counts, hard)
+        self.ray_count.adapt(placed.packing.counts)
+        self._tell(pixels.told, placed.packing.counts, hard)
 
-    def _learn(self, samples, count, gradient):
-        """Accumulates gradients; returns (what the loss told, [2] = samples with a graph and samples drawn)."""
+    def _gradient(self, raw, batch, placed, background, want_weights=False):
+        """(volume.PixelGradient, its delta) at the raw outputs."""
+        given = raw, placed, batch.target, background, self.options.T_thresh, self.terms
+        if self.field.deferred:
+            pixels = volume.shaded_pixel_gradient(*given, partial(self.field.shade, directions=batch.rays.directions), self.optimizer.scale)
+        else:
+            pixels = volume.pixel_gradient(*given, want_weights)
+        return pixels, pixels.delta
+
+    def _learn(self, placed, gradient):
+        """Accumulates the field's gradients; returns (volume.PixelGradient, [2] = samples with a graph and samples drawn)."""
+        samples, count = placed.samples, placed.packing.counts[:1]
         if self._second_pass():
             mined = self.miner.step(self.field, samples, gradient, count, type(samples).select, self.optimizer.scale)
             return mined.told, mined.hard.counts
         raw = self.field(samples)
-        told, delta = gradient(raw.detach())
+        pixels, delta = gradient(raw.detach())
         raw.backward(self.optimizer.scale(delta).to(raw.dtype))
         visible = delta.any(dim=1).sum(dtype=torch.int32).view(1)
-        return told, torch.cat([count, visible])
+        return pixels, torch.cat([count, visible])
 
     def _tell(self, told, counts, hard):
         """Fills `numbers`."""
@@ -144,16 +158,16 @@ class TrainingStep:
         self.numbers[-1] = -1
 
 
-def field_optimizer(field, options):
-    """Adam for a field: hash tables keep their entries that a step does not reach, and have a gradient buffer and a half copy of their own."""
-    grids = [module for module in field.modules() if isinstance(module, GridEncoder)]
+def module_optimizer(module, options, half):
+    """Adam for what is learned: hash tables keep their entries that a step does not reach, and have a gradient buffer and, with `half`, a half copy of their own."""
+    grids = [part for part in module.modules() if isinstance(part, GridEncoder)]
     tables = [grid.table for grid in grids]
-    networks = [parameter for parameter in field.parameters() if all(parameter is not table for table in tables)]
-    scale = {"scale": HALF_SCALE} if field.half else {"scale": 1.0, "growth_interval": None}
+    networks = [parameter for parameter in module.parameters() if all(parameter is not table for table in tables)]
+    scale = {"scale": HALF_SCALE} if half else {"scale": 1.0, "growth_interval": None}
     optimizer = FusedAdam([{"params": tables, "sparse": True}, {"params": networks, "sparse": False}], options.lr, eps=1e-15, **scale)
     for grid in grids:
         grid.gradient = grid.table.grad
-        grid.half_copy = optimizer.half_copy(grid.table) if field.half else None
+        grid.half_copy = optimizer.half_copy(grid.table) if half else None
     return optimizer
 
 

@@ -7,6 +7,7 @@ import sys
 import time
 
 import torch
+from torch import nn
 
 from nerf import checkpoint
 from nerf.clock import TrainingClock
@@ -15,7 +16,7 @@ from nerf.ema import ExponentialMovingAverage
 from nerf.errors import UserError
 from nerf.evaluation import evaluate
 from nerf.model import build_model
-from nerf.rays import SAMPLES_PER_RAY, RaySource, Views
+from nerf.rays import RaySource, Views
 from nerf.readout import Readout
 from nerf.step import StepNumbers, TrainingStep
 from nerf.volume import density
@@ -41,13 +42,12 @@ class Trainer:
         self.clock = TrainingClock(device)
         self.model = build_model(options, scene, device)
         views = Views(scene.cameras, scene.aabb, device)
-        if options.mark_untrained:
+        if options.cuda_ray and options.mark_untrained:
             self.model.sampler.grid.mark_untrained(Views(scene.cameras.select(scene.train), scene.aabb, device))
-        capacity = max(options.num_rays, options.num_points // SAMPLES_PER_RAY)
-        source = RaySource(scene, scene.train, views, capacity, options.preload, options.random_image_batch, options.seed + 1)
+        source = RaySource(scene, scene.train, views, self.model.sampler.most_rays, options.preload, options.random_image_batch, options.seed + 1)
         self.step = TrainingStep(self.model.field, self.model.sampler, source, options, device)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.step.optimizer, self._rate)
-        self.ema = ExponentialMovingAverage(self.model.field, options.ema_decay)
+        self.ema = ExponentialMovingAverage(nn.ModuleList([self.model.field, self.model.sampler]), options.ema_decay)
         self.readout = Readout()
         self.best_psnr, self.restores, self.snapshot = -math.inf, 0, None
         self.validations, self.saves = 0, 0

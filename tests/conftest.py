@@ -49,14 +49,15 @@ def demo_scene(tmp_path_factory):
 
 @pytest.fixture
 def make_trainer(demo_scene, tmp_path):
-    """A function: flags -> a Trainer of the demo scene, small enough for a CPU; `scene`, `folder` and `device` can be given."""
+    """A function: flags -> a Trainer of the demo scene, small enough for a CPU; `scene`, `folder`, `device` and `preset` can be given."""
     from nerf.options import parse_options, resolve
     from nerf.scene import load_scene
     from nerf.training import Trainer
 
-    def make(*flags, scene=demo_scene, folder=tmp_path / "run", device="cpu"):
+    def make(*flags, scene=demo_scene, folder=tmp_path / "run", device="cpu", preset="-O"):
         small = [] if device == "cuda" else ["--num_points", "4096", "--grid_size", "32", "--log2_table_size", "13"]
-        argv = [str(scene), "-O", "--workspace", str(folder), "--max_steps", "128", "--background", "random", "--bound", "2", *small, *flags]
+        model = ["-O", "--max_steps", "128", "--background", "random", "--bound", "2"] if preset == "-O" else [preset]
+        argv = [str(scene), *model, "--workspace", str(folder), *small, *flags]
         options = resolve(parse_options(argv), torch.device(device))
         folder.mkdir(exist_ok=True)
         return Trainer(load_scene(options), options, torch.device(device), folder)

@@ -124,7 +124,7 @@ def test_a_compile_error_shows_the_first_error(tmp_path):
 
 def test_without_a_compiler_one_warning_and_the_twin_serves(cache):
     code = """
-import torch, freqencoder, fusedadam, gridencoder, raymarching, samplemining, shencoder
+import torch, freqencoder, fusedadam, gridencoder, raymarching, raysampling, samplemining, shencoder
 encoder = gridencoder.GridEncoder(levels=2)
 encoder(torch.rand(5, 3)).sum().backward()
 print(encoder.table.grad.sum().item())

@@ -99,8 +99,17 @@ def test_flags_that_contradict_each_other(fails, demo_scene):
     assert "scratch" in fails(demo_scene, *SMALL, "--test", "--ckpt", "scratch")
 
 
-def test_proposal_sampling_says_that_it_is_not_there(fails, demo_scene, tmp_path):
-    assert "-O2" in fails(demo_scene, "-O2", "--workspace", tmp_path / "run")
+def test_nerfacto_trains_and_tests(monkeypatch, capsys, demo_scene, tmp_path):
+    nerfacto = ["-O2", "--backbone", "merf", "--hsm", "--device", "cpu", "--num_points", "1024", "--num_steps", "32", "16", "8", "--log2_table_size", "11"]
+    code, said, _ = run(monkeypatch, capsys, demo_scene, *nerfacto, "--workspace", tmp_path / "run", "--iters", "20")
+    assert code == 0 and "held-out PSNR" in said
+    code, said, _ = run(monkeypatch, capsys, demo_scene, *nerfacto, "--workspace", tmp_path / "run", "--test", "--test_no_video")
+    assert code == 0 and "step 20" in said
+
+
+def test_flags_of_proposal_networks_need_them(fails, demo_scene):
+    assert "--lambda_distort" in fails(demo_scene, *SMALL, "--lambda_distort", "0.01")
+    assert "appearance" in fails(demo_scene, *SMALL, "--backbone", "merf", "--appearance", "4")
 
 
 def test_checkpoints_that_do_not_fit(fails, monkeypatch, capsys, demo_scene, tmp_path):

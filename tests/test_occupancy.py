@@ -111,7 +111,7 @@ def test_samples_lie_on_their_rays_inside_occupied_cells():
     views = views_of(looking_at_origin())
     grid = updated(OccupancyGrid(1.0, size=32), ball([0.0, 0.0, 0.0], 0.5))
     rays = views.image_rays(2)
-    samples, packing, _ = OccupancySampler(grid, 2**15, 0.0, 256, False).place(rays, torch.rand(1, len(rays.near)))
+    samples, packing, *_ = OccupancySampler(grid, 500, 2**15, 0.0, 256, False).place(rays, torch.rand(1, len(rays.near)))
     count = int(packing.counts[0])
     used = samples.select(torch.arange(count))
     assert 1000 < count == packing.counts[2] and packing.kept().all()
@@ -125,7 +125,7 @@ def test_rays_that_do_not_fit_are_left_out_whole():
     views = views_of(looking_at_origin())
     grid = updated(OccupancyGrid(1.0, size=32), ball([0.0, 0.0, 0.0], 0.5))
     rays = views.image_rays(2)
-    _, packing, _ = OccupancySampler(grid, 1000, 0.0, 256, False).place(rays, torch.rand(1, len(rays.near)))
+    _, packing, *_ = OccupancySampler(grid, 500, 1000, 0.0, 256, False).place(rays, torch.rand(1, len(rays.near)))
     written, kept, wanted = packing.counts.tolist()
     assert written <= 1000 < wanted and 0 < kept < len(packing.rays)
     assert packing.rays[kept:, 1].sum() == 0

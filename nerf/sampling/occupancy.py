@@ -170,17 +170,18 @@ class OccupancySampler(Sampler):
 
     Args:
         grid: OccupancyGrid.
-        capacity: M, the sample capacity of a step.
+        rays: N, the most rays of a step; capacity: M, the sample capacity of a step.
         dt_gamma: a step grows as dt_gamma t (0: constant steps); max_steps: most samples a ray, and 2 sqrt(3) / max_steps the least step.
         contract: positions are contracted into [-2, 2]^3, which is the grid's cube.
         interval: steps between updates of the grid.
     """
 
     noises = 1  # where in its first step a ray starts
+    adaptive = True
 
-    def __init__(self, grid, capacity, dt_gamma, max_steps, contract, interval=16):
+    def __init__(self, grid, rays, capacity, dt_gamma, max_steps, contract, interval=16):
         super().__init__()
-        self.grid, self.capacity, self.interval = grid, capacity, interval
+        self.grid, self.most_rays, self.capacity, self.interval = grid, rays, capacity, interval
         self.march = {"bound": grid.bound, "cascades": grid.cascades, "grid_size": grid.size, "contract": contract, "dt_gamma": dt_gamma, "max_steps": max_steps}  # fmt: skip
 
     def place(self, rays, noise, learning=False):

@@ -2,29 +2,35 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import nn
 
 from nerf.samples import Packing, Samples
 
 
 class Placed(NamedTuple):
-    """The samples of a step. proposals: what the sampler needs to learn from them, if it learns."""
+    """The samples of a step. proposals: what the sampler needs to learn from them, if it learns; spacing: [M, 2] float32, the interval of each sample in the
+    normalised spacing in which distortion is measured, or None."""
 
     samples: Samples
     packing: Packing
     proposals: tuple = ()
+    spacing: torch.Tensor | None = None
 
 
 class Sampler(nn.Module):
     """Decides where along a ray the field is asked. Its state, and what it learns, are those of the module.
 
     Attributes:
-        capacity: M, rows of the samples that it places.
+        most_rays: N, the most rays of a step; capacity: M, rows of the samples that it places.
+        adaptive: whether rays differ in how many samples they get, so that the number of rays is worth adapting.
         noises: random numbers that it takes for each ray.
     """
 
+    most_rays: int
     capacity: int
     noises: int
+    adaptive = False
 
     def place(self, rays, noise, learning=False):
         """Rays of N, noise [noises, N] float32 in [0, 1) -> Placed with M = capacity. `learning`: `learn` follows. Never waits for the device."""

@@ -61,7 +61,7 @@ def synthetic_pool(device, grid_size, seed=0):
     directions = torch.nn.functional.normalize(towards - outside, dim=1)
     box = torch.tensor([-BOUND] * 3 + [BOUND] * 3, device=device)
     near, far = raymarching.near_far_from_aabb(outside, directions, box, MIN_NEAR)
-    return Pool(outside, directions, near, far, grid.bits, OccupancySampler(grid, 0, dt_gamma=1 / 256, max_steps=1024, contract=False).march)
+    return Pool(outside, directions, near, far, grid.bits, OccupancySampler(grid, 0, 0, dt_gamma=1 / 256, max_steps=1024, contract=False).march)
 
 
 def scene_pool(scene, flags, device, steps):
