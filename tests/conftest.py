@@ -1,4 +1,4 @@
-"""Shared fixtures: where real scenes are, and which tests need a GPU."""
+"""What tests share: where real scenes are, which tests need a GPU, and trainers small enough for a CPU."""
 
 import contextlib
 import os
@@ -11,6 +11,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 DATA = Path(os.environ.get("HSM_DATA", ROOT.parent / "shared" / "data"))
 
 
@@ -45,6 +46,18 @@ def demo_scene(tmp_path_factory):
     command = [sys.executable, str(ROOT / "scripts" / "make_demo_scene.py"), str(folder), "--views", "24", "--width", "72", "--height", "54", "--points", "600"]
     subprocess.run(command, check=True, capture_output=True)
     return folder
+
+
+def advance(trainer, steps):
+    """Trains as the loop does, without its schedule; what the last step told, a StepNumbers."""
+    from nerf.step import StepNumbers
+
+    with trainer.clock.running():
+        for _ in range(steps):
+            trainer.advance()
+            if trainer.step.steps % 16 == 0:
+                trainer.follow()
+    return StepNumbers(*trainer.step.numbers.tolist())
 
 
 @pytest.fixture

@@ -3,27 +3,18 @@
 import pytest
 import torch
 
+from conftest import DEVICES, advance
 from nerf import checkpoint
 from nerf.errors import UserError
 from nerf.step import StepNumbers
 
 MODELS = {"merf": ("-O", "--backbone", "merf"), "nerfacto": ("-O2",), "nerfacto merf": ("-O2", "--backbone", "merf")}
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 SMALL = ("--num_steps", "64", "32", "16")  # samples a ray of -O2
 
 
 def make(make_trainer, model, *flags, **settings):
     preset, *backbone = MODELS[model]
     return make_trainer(*backbone, *(SMALL if preset == "-O2" else ()), *flags, preset=preset, **settings)
-
-
-def advance(trainer, steps):
-    with trainer.clock.running():
-        for _ in range(steps):
-            trainer.advance()
-            if trainer.step.steps % 16 == 0:
-                trainer.follow()
-    return StepNumbers(*trainer.step.numbers.tolist())
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -5,22 +5,10 @@ import json
 import pytest
 import torch
 
+from conftest import DEVICES, advance
 from nerf import checkpoint
 from nerf.errors import UserError
 from nerf.step import StepNumbers
-
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
-
-
-def advance(trainer, steps):
-    """Trains as the loop does, without its schedule."""
-    with trainer.clock.running():
-        for _ in range(steps):
-            trainer.advance()
-            if trainer.step.steps % 16 == 0:
-                trainer.follow()
-    return StepNumbers(*trainer.step.numbers.tolist())
-
 
 MINING = {"baseline": [], "hsm": ["--hsm"], "paper": ["--hsm", "--hsm_draw", "multinomial"], "poisson": ["--hsm", "--hsm_draw", "poisson", "--hsm_alpha", "1"]}
 
