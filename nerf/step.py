@@ -23,7 +23,7 @@ WORTHWHILE = 0.6  # share of visible samples below which a second pass over thos
 class StepNumbers(NamedTuple):
     """What a step tells; the order of the row that `TrainingStep.numbers` holds on the device."""
 
-    loss: float  # mean over the rays, the opacity's entropy included
+    loss: float  # mean over the rays, entropy and distortion included
     squared_error: float  # mean of the pixels' squared error
     samples: float  # B
     rays: float  # rays that were learned from

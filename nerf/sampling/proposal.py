@@ -64,9 +64,9 @@ class ProposalSampler(Sampler):
 
     def before_step(self, step, density, generator, run):
         """As of Sampler: sets the annealing of this step."""
-        if step <= self.anneal_steps:
-            done = step / max(self.anneal_steps, 1)
-            self.anneal.fill_(ANNEAL_SLOPE * done / ((ANNEAL_SLOPE - 1) * done + 1) if self.anneal_steps else 1.0)
+        if self.anneal_steps and step <= self.anneal_steps:
+            done = step / self.anneal_steps
+            self.anneal.fill_(ANNEAL_SLOPE * done / ((ANNEAL_SLOPE - 1) * done + 1))
 
     def learns(self, step):
         """As of Sampler."""
