@@ -21,6 +21,7 @@ def check_options(options):
     _check_sampling(options)
     _check_proposals(options)
     _check_mining(options)
+    _check_poses(options)
     _check_device(options)
 
 
@@ -86,6 +87,11 @@ def _check_mining(options):
     if options.hsm_floor > options.hsm_cap:
         floor, cap = value_text(options.hsm_floor), value_text(options.hsm_cap)
         raise UserError(f"--hsm_floor {floor} is above --hsm_cap {cap}; lower the floor or raise the cap.")
+
+
+def _check_poses(options):
+    if "pose_lr" in options.given and not options.refine_poses:
+        raise UserError("--pose_lr acts on the refinement of poses, which is off; add --refine_poses.")
 
 
 def _check_device(options):

@@ -105,6 +105,8 @@ class Options:
     lambda_entropy: float = _training(0.0, "weight of the entropy of a ray's opacity", low=0)
     lambda_tv: float = _training(0.0, "weight of the hash grid's total variation", low=0)
     lambda_wd: float = _training(0.0, "weight decay of the hash grid", low=0)
+    refine_poses: bool = _training(False, "correct the training photos' poses while learning; WORKSPACE/poses.json holds the result")
+    pose_lr: float = _training(3e-4, "learning rate of the poses, in radians and world units", above=0, high=0.1)
     near_grad_scale: float = _training(0.0, "nearer to a camera than this, gradients shrink with the square of distance (fewer floaters); 0 = off", low=0)
     ema_decay: float = _training(0.98, "decay of the averaged weights that are evaluated", low=0, below=1)
 

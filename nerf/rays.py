@@ -1,5 +1,6 @@
 """From pixels to rays on the device, and the rays that a training step draws."""
 
+import copy
 from typing import NamedTuple
 
 import numpy as np
@@ -27,6 +28,12 @@ class Views:
         self.poses, self.intrinsics, self.distortion = map(to_device, (cameras.poses, cameras.intrinsics, cameras.distortion))
         self.lens, self.sizes, self.near, self.far = map(to_device, (cameras.lens, cameras.sizes, cameras.near, cameras.far))
         self.aabb = to_device(aabb)
+
+    def with_poses(self, poses):
+        """The same views from other poses [n, 3, 4]: that very tensor is read each time."""
+        views = copy.copy(self)
+        views.poses = poses
+        return views
 
     def rays(self, image, pixels, count=None):
         """The rays of pixels.

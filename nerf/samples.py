@@ -33,7 +33,7 @@ class Samples:
     """M samples on the device.
 
     positions [M, 3] float32 in field space (contracted where the sampler contracts); directions [M, 3] float32; t, dt [M] float32;
-    ray_index [M] int32, the ray of each (-1: padding); image [M] int64, the training photo of each, or None where no field asks for it.
+    ray_index [M] int32, the ray of each (-1: padding); image [M] int64, the training photo of each, or None where nobody asks for it.
     """
 
     positions: torch.Tensor
@@ -47,6 +47,10 @@ class Samples:
         """The samples of the rows index [R] int64, R of them."""
         columns = [getattr(self, field.name) for field in fields(self)]
         return Samples(*take_rows([column for column in columns if column is not None], index))
+
+    def at(self, positions, directions):
+        """The same samples at positions [M, 3], seen along directions [M, 3]."""
+        return replace(self, positions=positions, directions=directions)
 
     def of_images(self, image):
         """The same samples, each with the image of its ray, of image [N] int64 (padding: that of the first ray)."""

@@ -10,7 +10,9 @@ from torch import nn
 from fusedadam import FusedAdam
 from gridencoder import GridEncoder
 from nerf import volume
+from nerf.errors import UserError
 from nerf.hsm import HardSampleMiner, MiningRule
+from nerf.poses import PoseRefinement
 from nerf.rays import RayCount
 from nerf.replay import Replay
 
@@ -49,6 +51,12 @@ class TrainingStep:
         adaptive = options.adaptive_num_rays and sampler.adaptive
         self.ray_count = RayCount(options.num_rays if sampler.adaptive else sampler.most_rays, adaptive, source.capacity, sampler.capacity, device)
         self.optimizer = module_optimizer(nn.ModuleList([field, sampler]), options, field.half)
+        self.poses = None
+        if options.refine_poses:
+            views = source.views
+            self.poses = PoseRefinement(views.poses, source.indices.to(device), options.contract)
+            source.views = views.with_poses(self.poses.refined)
+            self.optimizer.add_param_group({"params": [self.poses.twists], "lr": options.pose_lr})
         self.terms = volume.LossTerms(options.lambda_entropy, options.lambda_distort, options.near_grad_scale)
         self.replay = Replay(device, options.graph, [self.generator])
         self.miner = HardSampleMiner(mining_rule(options), sampler.capacity, self.generator, ROOM_RATIO if self.replay.enabled else 1.05)
@@ -84,7 +92,7 @@ class TrainingStep:
         pixel, noise, background = random.split((3 * n, noises * n, 3 * n))
         batch = self.source.draw(pixel.view(n, 3), self.ray_count.value)
         placed = self.sampler.place(batch.rays, noise.view(noises, n), learning)
-        if self.options.appearance:
+        if self.options.appearance or self.poses:
             placed = placed._replace(samples=placed.samples.of_images(self.source.numbers.index_select(0, batch.rays.image)))
         background = background.view(n, 3) if self.options.background == "random" else torch.ones_like(background).view(n, 3)
         pixels, hard = self._learn(placed, lambda raw: self._gradient(raw, batch, placed, background, learning))
@@ -93,8 +101,13 @@ class TrainingStep:
         self._regularise_grid(placed.samples)
         self.optimizer.step()
         self.optimizer.zero_grad()
+        if self.poses:
+            self.poses.settle(self.step_number)
         self.ray_count.adapt(placed.packing.counts)
         self._tell(pixels.told, placed.packing.counts, hard)
+
+    def _network(self, samples):
+        return self.field(self.poses.attach(samples) if self.poses else samples)
 
     def _gradient(self, raw, batch, placed, background, want_weights=False):
         """(volume.PixelGradient, its delta) at the raw outputs."""
@@ -109,9 +122,9 @@ class TrainingStep:
         """Accumulates the field's gradients; returns (volume.PixelGradient, [2] = samples with a graph and samples drawn)."""
         samples, count = placed.samples, placed.packing.counts[:1]
         if self._second_pass():
-            mined = self.miner.step(self.field, samples, gradient, count, type(samples).select, self.optimizer.scale)
+            mined = self.miner.step(self._network, samples, gradient, count, type(samples).select, self.optimizer.scale)
             return mined.told, mined.hard.counts
-        raw = self.field(samples)
+        raw = self._network(samples)
         pixels, delta = gradient(raw.detach())
         raw.backward(self.optimizer.scale(delta).to(raw.dtype))
         visible = delta.any(dim=1).sum(dtype=torch.int32).view(1)
@@ -137,7 +150,8 @@ class TrainingStep:
 
     def state_dict(self):
         """All that a resumed run needs, as tensors and plain types."""
-        return {
+        twists = {"twists": self.poses.twists.detach()} if self.poses else {}
+        return twists | {
             "steps": self.steps,
             "optimizer": self.optimizer.state_dict(),
             "miner": self.miner.state_dict(),
@@ -146,9 +160,18 @@ class TrainingStep:
         }
 
     def load_state_dict(self, state):
-        """Continues from a state, in the tensors that are there: recorded steps hold their addresses."""
+        """Continues from a state, in the tensors that are there: recorded steps hold their addresses.
+
+        Raises:
+            UserError: one of the two refines poses and the other does not.
+        """
+        if ("twists" in state) != bool(self.poses):
+            made, remedy = ("with", "give") if "twists" in state else ("without", "leave out")
+            raise UserError(f"The checkpoint was made {made} --refine_poses; {remedy} that flag, or give --ckpt scratch.")
         self.steps = int(state["steps"])
         self.step_number.fill_(self.steps)
+        if self.poses:
+            self.poses.load(state["twists"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.miner.load_state_dict(state["miner"])
         self.ray_count.value.copy_(state["rays"])

@@ -97,6 +97,8 @@ class Trainer:
                         self.viewer.refresh(lambda: stop.signal is not None)
                 with self.clock.paused():
                     self.save()
+                    if self.step.poses:
+                        self.step.poses.save(self.folder / "poses.json", [self.scene.names[i] for i in self.scene.train])
                     if stop.signal is None:
                         self._validate(display, scalars, self.folder / "results", report=display.print)
             return stop.signal

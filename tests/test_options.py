@@ -114,6 +114,7 @@ def test_negative_numbers_are_values(value):
         ("-O --mark_untrained --contract", ["--mark_untrained", "--contract"]),
         ("-O2 --mark_untrained", ["--mark_untrained", "-O2"]),
         ("--eval_cnt 3 --val_checkpoint 60", ["--eval_cnt", "--val_checkpoint"]),
+        ("--pose_lr 1e-3", ["--pose_lr", "--refine_poses"]),
     ],
 )
 def test_contradictions_name_both_flags(line, named):
