@@ -195,7 +195,7 @@ def build_library(files, build, library, cuda, processor_flags):
     compiler = host_compiler()
     torch_folder = Path(torch.__file__).parent
     host = [compiler, *HOST_FLAGS, *processor_flags, f"-I{torch_folder / 'include'}", f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"]
-    link = [f"-L{torch_folder / 'lib'}", "-lc10", "-ltorch_cpu", "-ltorch"]
+    link = [f"-L{torch_folder / 'lib'}", "-lc10", "-ltorch_cpu", "-ltorch", *shared_standard_library(compiler)]
     if cuda:
         nvcc = cuda_compiler()
         device = [nvcc, "-ccbin", compiler, *CUDA_FLAGS, *architecture_flags(), f"--threads={len(architectures())}"]
@@ -214,6 +214,19 @@ def build_library(files, build, library, cuda, processor_flags):
         run_compiler([compiler, "-shared", "-fopenmp", *objects, *link, "-o", linked])
         shutil.copy(linked, f"{library}.part")
         os.replace(f"{library}.part", library)
+
+
+def shared_standard_library(compiler):
+    """The path of the shared C++ library, as a list to link with; empty where the compiler knows none by that name.
+
+    Left to itself, a compiler whose installation lacks the link libstdc++.so takes the static library. Its copy of what streams share then stays as
+    it was loaded, since torch's is the one that is set up, and the first error message with a number in it crashes.
+    """
+    try:
+        said = subprocess.run([compiler, "-print-file-name=libstdc++.so.6"], check=False, capture_output=True, text=True).stdout.strip()
+    except OSError:
+        return []
+    return [said] if os.path.isabs(said) else []
 
 
 def run_compiler(command):
@@ -249,9 +262,11 @@ def cache_key(folder, cuda):
 
 
 def digest(facts, folder):
-    """16 hexadecimal digits of the facts and of every source of the package."""
+    """16 hexadecimal digits of the facts, of every source of the package and of the sources of packages whose headers it includes."""
     key = hashlib.sha256(repr(facts).encode())
-    for file in sorted((Path(folder) / "src").glob("*")):
+    own = sorted((Path(folder) / "src").glob("*"))
+    named = sorted({found for file in own for found in re.findall(r'#include "\.\./\.\./(\w+)/src/', file.read_text())})
+    for file in [*own, *(file for name in named for file in sorted((Path(folder).parent / name / "src").glob("*")))]:
         key.update(file.read_bytes())
     return key.hexdigest()[:16]
 

@@ -112,7 +112,7 @@ class HardSampleMiner:
         self.most = capacity if rule.draw == "visible" else max(1, int(capacity * rule.cap))
         self.room = self.most
 
-    def step(self, network, inputs, gradient, count=None, select=select_rows, scale=None):
+    def step(self, network, inputs, gradient, count=None, select=select_rows, scale=None, learn=None):
         """Accumulates the mined gradient into the network's parameters.
 
         Args:
@@ -122,6 +122,8 @@ class HardSampleMiner:
             count: [1] int32, how many of the B rows are samples; the rest is padding. Default: all.
             select: (inputs, index [R]) -> the inputs of those rows.
             scale: tensor -> tensor, multiplies the gradient that is back-propagated (a loss scale for half precision).
+            learn: (inputs of R rows, gradient [R, C] float32 at their raw outputs, count [1] of rows in use) -> None: a way to the parameters'
+                gradients that is shorter than `network(inputs).backward(gradient)`, or None.
         Returns:
             Mined.
         """
@@ -131,8 +133,12 @@ class HardSampleMiner:
         del raw  # its memory serves the pass with a graph
         hard = self.draw(delta, count)
         del delta
-        raw = network(select(inputs, hard.index))
-        raw.backward((scale(hard.gradient) if scale else hard.gradient).to(raw.dtype))
+        chosen, upstream = select(inputs, hard.index), scale(hard.gradient) if scale else hard.gradient
+        if learn:
+            learn(chosen, upstream, hard.counts[:1])
+        else:
+            raw = network(chosen)
+            raw.backward(upstream.to(raw.dtype))
         return Mined(told, hard)
 
     @torch.no_grad()

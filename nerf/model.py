@@ -36,6 +36,7 @@ def build_model(options, scene, device):
     half = options.fp16 and device.type == "cuda"
     appearance = {"appearance": options.appearance, "images": len(scene.train)} if options.appearance else {}
     field = build_field(options.backbone, bound, log2_table_size=options.log2_table_size, half=half, **appearance).to(device)
+    field.fused = options.field == "fused"
     if options.cuda_ray:
         grid = OccupancyGrid(bound, options.grid_size, options.density_thresh).to(device)
         rays = max(options.num_rays, options.num_points // SAMPLES_PER_RAY)
@@ -44,6 +45,8 @@ def build_model(options, scene, device):
         return Model(field, sampler, OccupancyRenderer(field, sampler, scene.aabb, options))
     table = min(PROPOSAL_TABLE, options.log2_table_size)
     proposals = [ProposalField(bound, finest, table, half).to(device) for finest in PROPOSALS]
+    for proposal in proposals:
+        proposal.fused = field.fused
     rays = max(1, options.num_points // options.num_steps[-1])
     open_end = options.background == "last_sample"
     sampler = ProposalSampler(proposals, options.num_steps, rays, options.contract, open_end, options.lambda_proposal, options.anneal_steps)

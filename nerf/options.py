@@ -110,6 +110,7 @@ class Options:
     near_grad_scale: float = _training(0.0, "nearer to a camera than this, gradients shrink with the square of distance (fewer floaters); 0 = off", low=0)
     ema_decay: float = _training(0.98, "decay of the averaged weights that are evaluated", low=0, below=1)
 
+    field: str = _network("fused", "compute the field in kernels of its own where there are some (CUDA), or layer by layer", choices=("fused", "torch"))
     backbone: str = _network("ngp", "what is learned", choices=("ngp", "merf"))
     appearance: int = _network(0, "numbers that each photo has of its own, for exposure and white balance; its pictures show their mean", low=0, high=256)
     log2_table_size: int | None = _network(None, "log2 of the entries of a hash table", low=4, high=24, sizes=(19, 15))

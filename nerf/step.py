@@ -106,8 +106,12 @@ class TrainingStep:
         self.ray_count.adapt(placed.packing.counts)
         self._tell(pixels.told, placed.packing.counts, hard)
 
-    def _network(self, samples):
-        return self.field(self.poses.attach(samples) if self.poses else samples)
+    def _posed(self, samples):
+        """The samples, such that gradients reach the poses if those are refined."""
+        return self.poses.attach(samples) if self.poses else samples
+
+    def _teach(self, samples, gradient, count):
+        self.field.learn(self._posed(samples), gradient, count)
 
     def _gradient(self, raw, batch, placed, background, want_weights=False):
         """(volume.PixelGradient, its delta) at the raw outputs."""
@@ -122,9 +126,9 @@ class TrainingStep:
         """Accumulates the field's gradients; returns (volume.PixelGradient, [2] = samples with a graph and samples drawn)."""
         samples, count = placed.samples, placed.packing.counts[:1]
         if self._second_pass():
-            mined = self.miner.step(self._network, samples, gradient, count, type(samples).select, self.optimizer.scale)
+            mined = self.miner.step(self.field, samples, gradient, count, type(samples).select, self.optimizer.scale, self._teach)
             return mined.told, mined.hard.counts
-        raw = self._network(samples)
+        raw = self.field(self._posed(samples))
         pixels, delta = gradient(raw.detach())
         raw.backward(self.optimizer.scale(delta).to(raw.dtype))
         visible = delta.any(dim=1).sum(dtype=torch.int32).view(1)

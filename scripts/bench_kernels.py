@@ -15,6 +15,7 @@ import statistics
 import sys
 import time
 from datetime import date
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from kernel_cases.cases import cases
+from kernel_cases.fused import fused_cases
 from kernel_cases.work import scene_pool, synthetic_pool, work_of_size
 
 FLUSH = 2**29  # bytes: several times the L2 cache of any GPU, and a fifth of a millisecond of an H100
@@ -38,7 +40,7 @@ def main():
     rows = []
     for size in arguments.sizes:
         work = work_of_size(pool, 2**size)
-        for measured in cases(work, arguments.log2_table_size):
+        for measured in chain(cases(work, arguments.log2_table_size), fused_cases(work, arguments.log2_table_size)):
             rows.append(row(measured, size, work, ceiling, arguments, device))
             print(f"  2^{size} {measured.name}: {rows[-1]['ms']:.4f} ms, {rows[-1]['gb_per_s']:.3g} GB/s", flush=True)
     report = {"device": device_name(device), "torch": torch.__version__, "date": date.today().isoformat(), "copy_gb_per_s": ceiling,
@@ -62,6 +64,7 @@ def parse():
     parser.add_argument("--grid_size", type=int, default=128, help="cells a side of the balls' occupancy grid (default: %(default)s)")
     parser.add_argument("--copy_mib", type=int, default=1024, help="MiB copied to measure the memory (default: %(default)s)")
     parser.add_argument("--warm", type=int, default=20, help="calls before measuring (default: %(default)s)")
+    parser.add_argument("--twin_seconds", type=float, default=TWIN_SECONDS, help="most seconds in which a PyTorch twin is measured (default: %(default)s)")
     parser.add_argument("--runs", type=int, default=50, help="measured calls (default: %(default)s)")
     split = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     arguments = parser.parse_args(sys.argv[1:split])
@@ -80,7 +83,7 @@ def copy_speed(arguments, device):
 def row(measured, size, work, ceiling, arguments, device):
     """What is known of one case at one size."""
     seconds = timed(measured.kernel, arguments.warm, arguments.runs, device)
-    twin = timed(measured.twin, TWIN_WARM, TWIN_RUNS, device, TWIN_SECONDS)
+    twin = timed(measured.twin, TWIN_WARM, TWIN_RUNS, device, arguments.twin_seconds)
     speed = measured.bytes / seconds / 1e9
     return {
         "kernel": measured.name, "size": size, "samples": work.used, "rays": len(work.rays), "ms": 1000 * seconds, "bytes": measured.bytes,

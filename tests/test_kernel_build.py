@@ -61,6 +61,7 @@ def test_a_changed_source_is_compiled_again(package):
 
 
 WAITING_COMPILER = """#!/bin/sh
+case "$1" in -print*) exec g++ "$@";; esac
 echo $$ >> {folder}/compilers
 tries=0
 while [ ! -e {folder}/go ] && [ $tries -lt 600 ]; do sleep 0.1; tries=$((tries + 1)); done
@@ -122,9 +123,33 @@ def test_a_compile_error_shows_the_first_error(tmp_path):
     assert len(warned) == 1
 
 
+def test_the_standard_library_is_that_of_torch(tmp_path, cache):
+    """A static copy of it crashes at the first number in an error message."""
+    source = """
+#include <torch/library.h>
+int64_t refuse(int64_t number) { TORCH_CHECK_VALUE(false, "not ", number); return 0; }
+TORCH_LIBRARY(tiny, library) { library.def("refuse(int number) -> int", refuse); }
+"""
+    folder = write_package(tmp_path / "strict", source)
+    compiler = tmp_path / "static-compiler"
+    compiler.write_text('#!/bin/sh\nexec g++ -static-libstdc++ "$@"\n')
+    compiler.chmod(0o755)
+    code = """
+import sys, torch, kernel_build
+kernel_build.wants_cuda = lambda: False
+try:
+    kernel_build.load_kernels("tiny", sys.argv[1]).refuse(7)
+except ValueError as error:
+    print(error)
+"""
+    environment = os.environ | {"CXX": str(compiler)}
+    run = subprocess.run([sys.executable, "-c", code, str(folder)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+    assert run.returncode == 0 and run.stdout.splitlines()[-1] == "not 7", run.stderr
+
+
 def test_without_a_compiler_one_warning_and_the_twin_serves(cache):
     code = """
-import torch, freqencoder, fusedadam, gridencoder, raymarching, raysampling, samplemining, shencoder
+import torch, freqencoder, fusedadam, fusedfield, gridencoder, raymarching, raysampling, samplemining, shencoder
 encoder = gridencoder.GridEncoder(levels=2)
 encoder(torch.rand(5, 3)).sum().backward()
 print(encoder.table.grad.sum().item())

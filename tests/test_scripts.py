@@ -141,7 +141,7 @@ def test_install_ext_compiles_every_package(project):
     result = run(project, "install_ext.sh", "--system")
     assert result.returncode == 0, result.stderr
     assert (project / "built").read_text().split() == [str(project / package) for package in packages]
-    assert {"freqencoder", "fusedadam", "gridencoder", "raymarching", "raysampling", "samplemining", "shencoder"} <= set(packages)
+    assert {"freqencoder", "fusedadam", "fusedfield", "gridencoder", "raymarching", "raysampling", "samplemining", "shencoder"} <= set(packages)
     add_python(project, {"setup.py": "echo 'gridencoder: compiling failed' >&2; exit 1"})
     failed = run(project, "install_ext.sh", "--system")
     assert failed.returncode == 1 and "could not be compiled (see the lines above)" in failed.stderr

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import fusedfield
 from gridencoder import add_total_variation_gradient, add_weight_decay_gradient
 from nerf.errors import UserError
 
@@ -25,12 +26,14 @@ class Field(nn.Module):
         bound, half: as given.
         channels: C, 4 unless a field says otherwise.
         deferred: whether `shade` does more than hand three colours on.
+        fused: whether kernels that do several layers at once may take the place of the modules (see `runs_fused`). The modules are the definition.
         has_appearance: whether the constructor takes appearance, images and unseen, as NGPField's does.
         grid: the 3-D GridEncoder that the regularisers act on; a field need not have one.
     """
 
     channels = 4
     deferred = False
+    fused = False
     has_appearance = False
 
     def __init__(self, bound, half=False):
@@ -45,6 +48,20 @@ class Field(nn.Module):
     def density(self, positions):
         """Positions [K, 3] float32 -> logarithm of density [K]: what `forward` gives in column 0."""
         raise NotImplementedError
+
+    def learn(self, samples, gradient, count=None):
+        """Accumulates the parameters' gradients, as `forward(samples).backward(gradient)` does; a field may know a shorter way.
+
+        Args:
+            samples: Samples of M rows; gradient: [M, C] float32, a loss's gradient at raw.
+            count: [1] int32, how many of the rows are in use, or None: all. Beyond, the gradient is zero.
+        """
+        raw = self(samples)
+        raw.backward(gradient.to(raw.dtype))
+
+    def runs_fused(self, device):
+        """Whether the fused kernels run on a device: they are asked for, compute in half as the field does, and fit the GPU."""
+        return self.fused and self.half and fusedfield.available(device)
 
     def signature(self):
         """What a checkpoint must agree on to fit this field: a dict of plain values, "backbone" among them."""
@@ -69,7 +86,7 @@ class Field(nn.Module):
             UserError: the field has no such grid.
         """
         grid = self._regularised("--lambda_tv")
-        add_total_variation_gradient(grid.table, _gradient(grid), grid.offsets, grid.resolutions, self._unit(positions), weight)
+        add_total_variation_gradient(grid.table, gradient_of(grid.table), grid.offsets, grid.resolutions, self._unit(positions), weight)
 
     def add_weight_decay_gradient(self, weight):
         """Adds the gradient of weight [1] times the mean square of each level's entries of `grid`.
@@ -78,7 +95,7 @@ class Field(nn.Module):
             UserError: the field has no such grid.
         """
         grid = self._regularised("--lambda_wd")
-        add_weight_decay_gradient(grid.table, _gradient(grid), grid.offsets, weight)
+        add_weight_decay_gradient(grid.table, gradient_of(grid.table), grid.offsets, weight)
 
     def _regularised(self, flag):
         if not hasattr(self, "grid"):
@@ -91,6 +108,17 @@ class Field(nn.Module):
     def _unit(self, positions):
         """Positions in the cube -> [0, 1]^3, where grids live."""
         return (positions + self.bound) / (2 * self.bound)
+
+    def _grid_arguments(self):
+        """`grid` as the operators of fusedfield take it."""
+        grid = self.grid
+        table = grid.half_copy if self.training and grid.half_copy is not None else grid.table.detach()
+        return table, grid.offsets, grid.resolutions, self.bound
+
+
+def matrices(*networks):
+    """The weights of networks without biases, in order."""
+    return [layer.weight for layers in networks for layer in layers if isinstance(layer, nn.Linear)]
 
 
 def network(inputs, hidden, outputs, bias=False):
@@ -119,7 +147,8 @@ def run_padded(layers, x, skip=0):
     return F.linear(x, F.pad(last.weight, (0, 0, 0, -last.out_features % GRANULE)))[:, : last.out_features]
 
 
-def _gradient(grid):
-    if grid.table.grad is None:
-        grid.table.grad = torch.zeros_like(grid.table)
-    return grid.table.grad
+def gradient_of(parameter):
+    """The parameter's gradient, made of zeros where there is none yet."""
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    return parameter.grad

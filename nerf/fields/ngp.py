@@ -4,8 +4,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gridencoder import GridEncoder
-from nerf.fields.base import GRANULE, Field, network, run_padded
+import fusedfield
+from gridencoder import GridEncoder, add_grid_encode_gradient, grid_encode_forward
+from nerf.fields.base import GRANULE, Field, gradient_of, matrices, network, run_padded
 from shencoder import SHEncoder
 
 FEATURES = 15  # of the geometry network, handed to the colour network beside the density logit
@@ -50,6 +51,8 @@ class NGPField(Field):
 
     def forward(self, samples):
         """Samples -> raw [M, 4]: log density and three colour logits (half where the field runs in half)."""
+        if self.runs_fused(samples.positions.device):
+            return self._fused_forward(samples)
         with self._precision(samples.positions):
             geometry = self.geometry(self._encode(samples.positions))
             inputs = [geometry, self.view(samples.directions).to(geometry.dtype)]
@@ -68,8 +71,38 @@ class NGPField(Field):
 
     def density(self, positions):
         """Positions [K, 3] -> log density [K]."""
+        if self.runs_fused(positions.device) and not torch.is_grad_enabled():
+            return fusedfield.ngp_density_at(positions, *self._grid_arguments(), self._matrices())
         with self._precision(positions):
             return self.geometry(self._encode(positions))[:, 0]
+
+    def learn(self, samples, gradient, count=None):
+        """As of Field. Fused, the pass with a graph needs no graph: the networks run once, on the way back."""
+        positions, directions = samples.positions, samples.directions
+        if not self.runs_fused(positions.device) or positions.requires_grad or directions.requires_grad:
+            return super().learn(samples, gradient, count)
+        table, offsets, resolutions, _ = self._grid_arguments()
+        unit, weights = self._unit(positions), self._matrices()
+        with torch.no_grad():
+            encoding = grid_encode_forward(unit, table.half(), offsets, resolutions)
+            of_encoding, of_weights, _ = fusedfield.ngp_backward(encoding, directions, weights, count, gradient)
+            add_grid_encode_gradient(gradient_of(self.grid.table), of_encoding, unit, offsets, resolutions)
+            for weight, of_weight in zip(weights, fusedfield.split_like(of_weights, weights), strict=True):
+                weight.grad = of_weight if weight.grad is None else weight.grad.add_(of_weight)
+
+    def runs_fused(self, device):
+        """As of Field; appearance changes the colour network's inputs."""
+        return self.appearance is None and super().runs_fused(device)
+
+    def _fused_forward(self, samples):
+        if torch.is_grad_enabled():
+            with self._precision(samples.positions):
+                encoding = self._encode(samples.positions)
+            return fusedfield.ngp(encoding, samples.directions, self._matrices())
+        return fusedfield.ngp_at(samples.positions, samples.directions, *self._grid_arguments(), self._matrices())
+
+    def _matrices(self):
+        return matrices(self.geometry, self.colour)
 
     def _encode(self, positions):
         return self.grid(self._unit(positions))

@@ -1,9 +1,11 @@
 """The field that only proposes where to look: a small hash grid and a small network, density alone (Barron et al. 2022, section 3)."""
 
+import torch
 from torch.nn import functional as F
 
+import fusedfield
 from gridencoder import GridEncoder
-from nerf.fields.base import GRANULE, Field, network, run_padded
+from nerf.fields.base import GRANULE, Field, matrices, network, run_padded
 
 
 class ProposalField(Field):
@@ -30,8 +32,13 @@ class ProposalField(Field):
 
     def density(self, positions):
         """Positions [K, 3] -> log density [K] (half where the field runs in half)."""
+        fused = self.runs_fused(positions.device)
+        if fused and not torch.is_grad_enabled():
+            return fusedfield.proposal_at(positions, *self._grid_arguments(), matrices(self.geometry))
         with self._precision(positions):
             encoding = self.grid(self._unit(positions))
+            if fused:
+                return fusedfield.proposal(encoding, matrices(self.geometry))
             return run_padded(self.geometry, F.pad(encoding, (0, -encoding.shape[1] % GRANULE)))[:, 0]
 
     def signature(self):

@@ -17,6 +17,7 @@ DECAY = 0.95  # of a cell's density each time the cell is looked at
 FULL_UPDATES = 16  # the first updates look at every cell that can be learned, later ones at about half as many
 SHARE = 4  # of those, a later update looks at one in this many, and at as many that are occupied
 UNTRAINED = -1.0
+AT_ONCE = 2**20  # cells that simple arithmetic handles together: an update has to leave memory to the step
 
 
 class OccupancyGrid(nn.Module):
@@ -75,8 +76,9 @@ class OccupancyGrid(nn.Module):
         seen = torch.full_like(self.density, UNTRAINED)
         for cells in self._cells_to_look_at(generator, everywhere).split(self.chunk):
             seen.scatter_reduce_(0, cells.long(), density(self.positions(cells, generator)), "amax")
-        fresh = torch.maximum(self.density * DECAY, seen)
-        self.density.copy_(torch.where((seen >= 0) & (self.density >= 0), fresh, self.density))
+        for known, new in zip(self.density.split(AT_ONCE), seen.split(AT_ONCE)):
+            fresh = torch.maximum(known * DECAY, new)
+            known.copy_(torch.where((new >= 0) & (known >= 0), fresh, known))
         self.refresh_bits()
 
     def refresh_bits(self):
@@ -85,7 +87,8 @@ class OccupancyGrid(nn.Module):
 
     def _level(self):
         """The density above which a cell is occupied, [1]."""
-        return self.density.clamp(min=0).mean().clamp(max=self.threshold).view(1)
+        total = torch.stack([part.clamp(min=0).sum() for part in self.density.split(AT_ONCE)]).sum()
+        return (total / len(self.density)).clamp(max=self.threshold).view(1)
 
     def _cells_to_look_at(self, generator, everywhere):
         """int32, of the cells that can be learned: all; or one of each SHARE neighbours, and as many of the occupied ones, evenly spread. In Morton order, so
@@ -97,7 +100,7 @@ class OccupancyGrid(nn.Module):
         place = torch.arange(some, device=device)
         random = torch.rand((2, some), device=device, generator=generator)
         anywhere = (place * SHARE + (random[0] * SHARE).long()).clamp(max=known - 1)
-        running = (self.density.index_select(0, self.cells) > self._level()).cumsum(0, dtype=torch.int32)
+        running = (self.density > self._level()).index_select(0, self.cells).cumsum(0, dtype=torch.int32)
         rank = ((place + random[1]) * (running[-1:] / some)).int()
         occupied = torch.searchsorted(running, rank + 1).clamp(max=known - 1)
         return self.cells.index_select(0, torch.cat([anywhere, occupied]))

@@ -1,0 +1,86 @@
+"""The operators in plain PyTorch, on any device and in any float type: what the kernels must agree with. Signatures as in ops.py."""
+
+import torch
+from torch.nn import functional as F
+
+from gridencoder import grid_encode
+from shencoder import sh_encode
+
+GEOMETRY_LAYERS = 3
+
+
+def ngp(encoding, directions, weights, count=None):
+    """[M, 32], [M, 3] -> raw [M, 4]."""
+    geometry = _network(encoding, weights[:GEOMETRY_LAYERS])
+    view = sh_encode(directions, 4).to(encoding.dtype)
+    colour = _network(torch.cat([geometry[:, 1:], view], dim=-1), weights[GEOMETRY_LAYERS:])
+    return _in_use(torch.cat([geometry[:, :1], colour], dim=-1), count)
+
+
+def ngp_at(positions, directions, table, offsets, resolutions, bound, weights, count=None):
+    """[M, 3], [M, 3] -> raw [M, 4]."""
+    return ngp(_encode(positions, table, offsets, resolutions, bound), directions, weights, count)
+
+
+def ngp_density_at(positions, table, offsets, resolutions, bound, weights, count=None):
+    """[M, 3] -> log density [M]."""
+    return _in_use(_network(_encode(positions, table, offsets, resolutions, bound), weights[:GEOMETRY_LAYERS])[:, 0], count)
+
+
+def ngp_backward(encoding, directions, weights, count, gradient, scale, view):
+    """Gradients at the encoding, the weights (one after the other) and, if `view`, at the spherical harmonics."""
+    harmonics = sh_encode(directions, 4).to(encoding.dtype)
+
+    def run(encoding, harmonics, *weights):
+        geometry = _network(encoding, weights[:GEOMETRY_LAYERS])
+        colour = _network(torch.cat([geometry[:, 1:], harmonics], dim=-1), weights[GEOMETRY_LAYERS:])
+        return torch.cat([geometry[:, :1], colour], dim=-1)
+
+    of_encoding, of_view, *of_weights = _gradients(run, (encoding, harmonics, *weights), count, gradient, scale)
+    return of_encoding, _flat(of_weights), of_view if view else of_view[:0]
+
+
+def proposal(encoding, weights, count=None):
+    """[M, K] -> log density [M]."""
+    return _in_use(_network(encoding, weights)[:, 0], count)
+
+
+def proposal_at(positions, table, offsets, resolutions, bound, weights, count=None):
+    """[M, 3] -> log density [M]."""
+    return proposal(_encode(positions, table, offsets, resolutions, bound), weights, count)
+
+
+def proposal_backward(encoding, weights, count, gradient, scale):
+    """Gradients at the encoding and the weights (one after the other)."""
+    of_encoding, *of_weights = _gradients(lambda encoding, *weights: _network(encoding, weights)[:, 0], (encoding, *weights), count, gradient, scale)
+    return of_encoding, _flat(of_weights)
+
+
+def _network(x, weights):
+    for weight in weights[:-1]:
+        x = torch.relu(F.linear(x, weight.to(x.dtype)))
+    return F.linear(x, weights[-1].to(x.dtype))
+
+
+def _encode(positions, table, offsets, resolutions, bound):
+    return grid_encode((positions + bound) / (2 * bound), table, offsets, resolutions)
+
+
+def _in_use(rows, count):
+    """Rows from `count` on become zeros."""
+    if count is None:
+        return rows
+    used = torch.arange(len(rows), device=rows.device) < count
+    return torch.where(used.view(-1, *[1] * (rows.dim() - 1)), rows, 0)
+
+
+def _gradients(run, inputs, count, gradient, scale):
+    leaves = [tensor.detach().requires_grad_() for tensor in inputs]
+    with torch.enable_grad():
+        results = run(*leaves)
+        upstream = gradient if scale is None else gradient * scale
+        return torch.autograd.grad(results, leaves, _in_use(upstream, count).to(results.dtype))
+
+
+def _flat(tensors):
+    return torch.cat([tensor.flatten() for tensor in tensors])

@@ -1,0 +1,21 @@
+// The operators' signatures. Their only compiled form is that of CUDA (fusedfield_cuda.cpp); elsewhere reference.py serves.
+#include <torch/library.h>
+
+TORCH_LIBRARY(fusedfield, library) {
+    library.def("ngp(Tensor encoding, Tensor directions, Tensor[] weights, Tensor? count) -> Tensor");
+    library.def(
+        "ngp_at(Tensor positions, Tensor directions, Tensor table, Tensor offsets, Tensor resolutions, float bound, Tensor[] weights, "
+        "Tensor? count) -> Tensor");
+    library.def(
+        "ngp_density_at(Tensor positions, Tensor table, Tensor offsets, Tensor resolutions, float bound, Tensor[] weights, Tensor? count) "
+        "-> Tensor");
+    library.def(
+        "ngp_backward(Tensor encoding, Tensor directions, Tensor[] weights, Tensor? count, Tensor gradient, Tensor? scale, bool view) -> "
+        "(Tensor, Tensor, Tensor)");
+    library.def("proposal(Tensor encoding, Tensor[] weights, Tensor? count) -> Tensor");
+    library.def(
+        "proposal_at(Tensor positions, Tensor table, Tensor offsets, Tensor resolutions, float bound, Tensor[] weights, Tensor? count) -> "
+        "Tensor");
+    library.def(
+        "proposal_backward(Tensor encoding, Tensor[] weights, Tensor? count, Tensor gradient, Tensor? scale) -> (Tensor, Tensor)");
+}

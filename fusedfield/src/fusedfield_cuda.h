@@ -1,0 +1,74 @@
+// Launchers of the CUDA kernels: raw device pointers, sizes and the stream to run on; each returns the error of its own launch.
+#pragma once
+
+#include <cuda_fp16.h>
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "../../gridencoder/src/gridencoder_math.h"
+
+namespace fusedfield {
+
+// Features of a grid: [rows, columns] half.
+struct Encoding {
+    const __half* features;
+    int columns;
+};
+
+// Where to gather features: positions [rows, 3] in [-bound, bound]^3 and a grid of three dimensions and two features an entry. Value: float or __half.
+template <typename Value>
+struct Positions {
+    const float* positions;
+    const Value* table;
+    gridencoder::Grid grid;
+    float bound;
+};
+
+// The samples of a launch: `rows`, at most 2^30, are there, the first `count` of them (in device memory; null: all) are in use.
+struct Batch {
+    int rows;
+    const int32_t* count;
+};
+
+// Matrices as torch.nn.Linear keeps them, without biases.
+struct NGPWeights {
+    const float* geometry[3];  // [64, 32], [64, 64], [16, 64]
+    const float* colour[3];    // [32, 31], [32, 32], [3, 32]
+};
+
+struct ProposalWeights {
+    const float* geometry[2];  // [16, inputs], [1, 16]
+    int inputs;                // at most 16
+};
+
+// What to learn from: the loss's gradient at the raw outputs, [rows, outputs] float, and what it is multiplied with (null: 1).
+struct Upstream {
+    const float* gradient;
+    const float* scale;
+};
+
+// raw [rows, 4] = (log density, colour logits); rows that are not in use get zeros.
+cudaError_t launch_ngp(Encoding given, const float* directions, NGPWeights weights, Batch batch, __half* raw, cudaStream_t stream);
+
+template <typename Value>
+cudaError_t launch_ngp(Positions<Value> given, const float* directions, NGPWeights weights, Batch batch, __half* raw, cudaStream_t stream);
+
+// Log density alone, [rows].
+template <typename Value>
+cudaError_t launch_ngp_density(Positions<Value> given, NGPWeights weights, Batch batch, __half* logit, cudaStream_t stream);
+
+cudaError_t launch_proposal(Encoding given, ProposalWeights weights, Batch batch, __half* logit, cudaStream_t stream);
+
+template <typename Value>
+cudaError_t launch_proposal(Positions<Value> given, ProposalWeights weights, Batch batch, __half* logit, cudaStream_t stream);
+
+// of_encoding [rows, columns] half and, unless null, of_view [rows, 16] half (the gradient at the spherical harmonics) are written; of_weights float, the
+// matrices in the order of the weights one after the other, is added to.
+cudaError_t launch_ngp_backward(Encoding given, const float* directions, NGPWeights weights, Batch batch, Upstream upstream,
+                                __half* of_encoding, __half* of_view, float* of_weights, cudaStream_t stream);
+
+cudaError_t launch_proposal_backward(Encoding given, ProposalWeights weights, Batch batch, Upstream upstream, __half* of_encoding,
+                                     float* of_weights, cudaStream_t stream);
+
+}  // namespace fusedfield
