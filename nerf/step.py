@@ -120,7 +120,7 @@ class TrainingStep:
             pixels = volume.shaded_pixel_gradient(*given, partial(self.field.shade, directions=batch.rays.directions), self.optimizer.scale)
         else:
             pixels = volume.pixel_gradient(*given, want_weights)
-        return pixels, pixels.delta
+        return pixels._replace(delta=None), pixels.delta  # whoever keeps what was told does not keep the gradient
 
     def _learn(self, placed, gradient):
         """Accumulates the field's gradients; returns (volume.PixelGradient, [2] = samples with a graph and samples drawn)."""
