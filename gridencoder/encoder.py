@@ -85,7 +85,7 @@ class GridEncoder(nn.Module):
         self.register_buffer("offsets", torch.tensor(offsets, dtype=torch.int32), persistent=False)
         self.register_buffer("resolutions", torch.tensor(resolutions, dtype=torch.int32), persistent=False)
         self.table = nn.Parameter(torch.empty(offsets[-1], features))
-        self.half_copy = self.gradient = None
+        self.half_copy = self.gradient = self._halved = None
         self.reset_parameters()
 
     def reset_parameters(self, generator=None):
@@ -98,6 +98,24 @@ class GridEncoder(nn.Module):
         return grid_encode(
             positions, self.table, self.offsets, self.resolutions, self.gridtype, self.interpolation, self.align_corners, half_copy, self.gradient
         )  # fmt: skip
+
+    def half_table(self):
+        """The table in float16 [E, F], not differentiable: `half_copy` in training mode if there is one, else a copy.
+
+        In evaluation mode the copy is kept until the mode changes or PyTorch knows of a change of the table: what a replayed CUDA graph does to it in that
+        mode goes unseen.
+        """
+        if self.training:
+            return self.table.detach().half() if self.half_copy is None else self.half_copy
+        state = self.table._version, self.table.data_ptr()
+        if self._halved is None or self._halved[0] != state:
+            self._halved = state, self.table.detach().half()
+        return self._halved[1]
+
+    def train(self, mode=True):
+        """As of torch.nn.Module; a copy that `half_table` keeps is dropped."""
+        self._halved = None
+        return super().train(mode)
 
     def extra_repr(self):
         resolutions = self.resolutions.tolist()

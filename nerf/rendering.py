@@ -9,8 +9,8 @@ from nerf.rays import Views
 from nerf.samples import Rays, Samples
 from nerf.sampling.proposal import MIDDLE
 
-RAYS_AT_ONCE = {"cuda": 2**17, "cpu": 2**13}
-SAMPLES_AT_ONCE = {"cuda": 2**20, "cpu": 2**16}
+RAYS_AT_ONCE = {"cuda": 2**19, "cpu": 2**13}  # on a GPU a whole picture of half a megapixel: each round ends in a wait for the device
+SAMPLES_AT_ONCE = {"cuda": 2**21, "cpu": 2**16}
 MOST_SAMPLES_A_ROUND = 64
 FAINT = 1e-3  # an opacity below which a pixel has no depth to speak of
 
@@ -26,16 +26,20 @@ class Renderer:
         self.field, self.sampler, self.aabb, self.options = field, sampler, aabb, options
         self.device = next(field.parameters()).device
 
-    @torch.no_grad()
     def __call__(self, cameras, index):
         """View `index` of nerf.scene.Cameras -> Rendered (numpy)."""
+        return Rendered(*(part.cpu().numpy() for part in self.picture(cameras, index)))
+
+    @torch.no_grad()
+    def picture(self, cameras, index):
+        """As `__call__`, on the device: rgb [H, W, 3], depth [H, W], opacity [H, W] float32."""
         views = Views(cameras.select([index]), self.aabb, self.device)
         rays = views.image_rays(0)
         width, height = (int(side) for side in cameras.sizes[index])
         features, opacity, depth = self.composite(rays)
         rgb = self.field.shade(features, opacity, rays.directions) + (1 - opacity)[:, None]
         depth = depth / opacity.clamp(min=FAINT)
-        return Rendered(*(x.reshape(height, width, *x.shape[1:]).cpu().numpy() for x in (rgb, depth, opacity)))
+        return tuple(part.reshape(height, width, *part.shape[1:]) for part in (rgb, depth, opacity))
 
     def composite(self, rays):
         """Rays -> (features [N, C - 1], opacity [N], depth [N]), without a background."""

@@ -18,7 +18,6 @@ from nerf.replay import Replay
 
 HALF_SCALE = 2.0**16  # first loss scale in half precision; it halves when a gradient overflows
 ROOM_RATIO = 1.19  # between the sizes for which a step is recorded
-SHRUNK = 0.75  # what was recorded is dropped, for its memory, once the room for hard samples is this much smaller than it was
 WORTHWHILE = 0.6  # share of visible samples below which a second pass over those alone is cheaper than one pass with a graph over all
 
 
@@ -60,7 +59,6 @@ class TrainingStep:
         self.terms = volume.LossTerms(options.lambda_entropy, options.lambda_distort, options.near_grad_scale)
         self.replay = Replay(device, options.graph, [self.generator])
         self.miner = HardSampleMiner(mining_rule(options), sampler.capacity, self.generator, ROOM_RATIO if self.replay.enabled else 1.05)
-        self.largest_room = self.miner.room
         self.steps = 0
         self.step_number = torch.zeros(1, device=device)  # `steps`, where the device can read it
         self.numbers = torch.zeros(len(StepNumbers._fields), device=device)
@@ -75,12 +73,11 @@ class TrainingStep:
         self.steps += 1
 
     def fit(self, numbers):
-        """Adapts the shapes of the next steps to StepNumbers that were read a few steps late."""
+        """Adapts the shapes of the next steps to StepNumbers that were read a few steps late; what was recorded for a larger room gives its memory back."""
+        room = self.miner.room
         self.miner.fit_room(int(numbers.drawn))
-        if self.miner.room < SHRUNK * self.largest_room:
+        if self.miner.room < room:
             self.replay.forget()
-            self.largest_room = 0
-        self.largest_room = max(self.largest_room, self.miner.room)
 
     def _second_pass(self):
         """Whether the network runs again on chosen samples: always to mine; else where few enough are visible."""

@@ -204,13 +204,13 @@ def test_a_strangers_checkpoint_is_not_ours(tmp_path):
 
 
 def test_signatures():
-    own = {"field": "ngp", "log2_table_size": 19, "contract": False, "num_steps": (256, 96, 48)}
+    own = {"family": "ngp", "log2_table_size": 19, "contract": False, "num_steps": (256, 96, 48)}
     check_signature({**own, "num_steps": [256, 96, 48]}, own, "a.pth")
     for change, said in [
         ({"log2_table_size": 15}, "log2_table_size is 15 there and 19 here; give --log2_table_size 15, or --ckpt scratch"),
         ({"contract": True, "num_steps": [1]}, "contract is on there and off here; give --contract, or"),
         ({"num_steps": [64, 32, 16]}, "give --num_steps 64 32 16, or"),
-        ({"field": "merf"}, "field is merf there and ngp here; give --ckpt scratch"),
+        ({"family": "merf"}, "family is merf there and ngp here; give --ckpt scratch"),
         ({"levels": 16}, "levels is 16 there and absent here; give --ckpt scratch"),
     ]:
         with pytest.raises(UserError) as caught:

@@ -338,3 +338,24 @@ def test_mixed_devices_are_named():
     case = forward_case(table=small_grid()[0].cuda())
     with pytest.raises(ValueError, match="table is on cuda"):
         grid_encode(**case)
+
+
+def test_half_table_follows_the_table():
+    encoder = GridEncoder(levels=2, log2_table_size=8)
+    assert torch.equal(encoder.half_table(), encoder.table.half())
+    encoder.half_copy = torch.ones_like(encoder.table, dtype=torch.float16)
+    assert encoder.half_table() is encoder.half_copy
+    encoder.eval()
+    kept = encoder.half_table()
+    assert torch.equal(kept, encoder.table.half()) and encoder.half_table() is kept
+    with torch.no_grad():
+        encoder.table.add_(1)
+    assert torch.equal(encoder.half_table(), encoder.table.half())
+    mean = torch.zeros_like(encoder.table)
+    encoder.table.data, mean.data = mean.data, encoder.table.data  # as a running mean is put in place
+    assert not encoder.half_table().any()
+    mean.fill_(2)
+    encoder.table.data, mean.data = mean.data, encoder.table.data
+    assert torch.equal(encoder.half_table(), encoder.table.half())
+    kept = encoder.train().eval().half_table()
+    assert kept is encoder.half_table() and torch.equal(kept, encoder.table.half())

@@ -112,8 +112,7 @@ class Field(nn.Module):
     def _grid_arguments(self):
         """`grid` as the operators of fusedfield take it."""
         grid = self.grid
-        table = grid.half_copy if self.training and grid.half_copy is not None else grid.table.detach()
-        return table, grid.offsets, grid.resolutions, self.bound
+        return grid.half_table(), grid.offsets, grid.resolutions, self.bound
 
 
 def matrices(*networks):

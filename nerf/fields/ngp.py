@@ -84,7 +84,7 @@ class NGPField(Field):
         table, offsets, resolutions, _ = self._grid_arguments()
         unit, weights = self._unit(positions), self._matrices()
         with torch.no_grad():
-            encoding = grid_encode_forward(unit, table.half(), offsets, resolutions)
+            encoding = grid_encode_forward(unit, table, offsets, resolutions)
             of_encoding, of_weights, _ = fusedfield.ngp_backward(encoding, directions, weights, count, gradient)
             add_grid_encode_gradient(gradient_of(self.grid.table), of_encoding, unit, offsets, resolutions)
             for weight, of_weight in zip(weights, fusedfield.split_like(of_weights, weights), strict=True):
