@@ -41,6 +41,8 @@ def main():
     for size in arguments.sizes:
         work = work_of_size(pool, 2**size)
         for measured in chain(cases(work, arguments.log2_table_size), fused_cases(work, arguments.log2_table_size)):
+            if arguments.only not in measured.name:
+                continue
             rows.append(row(measured, size, work, ceiling, arguments, device))
             print(f"  2^{size} {measured.name}: {rows[-1]['ms']:.4f} ms, {rows[-1]['gb_per_s']:.3g} GB/s", flush=True)
     report = {"device": device_name(device), "torch": torch.__version__, "date": date.today().isoformat(), "copy_gb_per_s": ceiling,
@@ -65,6 +67,7 @@ def parse():
     parser.add_argument("--copy_mib", type=int, default=1024, help="MiB copied to measure the memory (default: %(default)s)")
     parser.add_argument("--warm", type=int, default=20, help="calls before measuring (default: %(default)s)")
     parser.add_argument("--twin_seconds", type=float, default=TWIN_SECONDS, help="most seconds in which a PyTorch twin is measured (default: %(default)s)")
+    parser.add_argument("--only", default="", metavar="TEXT", help="measure only kernels whose name has this in it")
     parser.add_argument("--runs", type=int, default=50, help="measured calls (default: %(default)s)")
     split = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     arguments = parser.parse_args(sys.argv[1:split])
