@@ -14,6 +14,7 @@ from nerf.options import (
     save_options,
 )
 from nerf.scene import load_scene
+from nerf.scene.sanity import sanity_report
 from nerf.testing import test
 from nerf.training import Trainer
 
@@ -39,8 +40,9 @@ def run(options):
     if options.fp16 and device.type == "cpu":
         print("On a CPU the field runs in float32: --fp16 has no effect.")
     scene = load_scene(options)
-    print(*scene.notes, sep="\n")
+    print(*scene.notes, *sanity_report(scene, options), sep="\n")
     trainer = Trainer(scene, options, device, folder)
+    print(trainer.step.source.note)
     start(trainer, options, folder)
     if options.gui:
         from nerf.viewer import Viewer

@@ -9,9 +9,18 @@ from typing import NamedTuple
 import numpy as np
 
 from nerf.files import write_file
-from nerf.images import depth_picture, error_picture, write_png
-from nerf.metrics import SSIM_WINDOW, psnr, quantise, ssim
+from nerf.images import (
+    contact_sheet,
+    depth_picture,
+    error_picture,
+    thumbnail,
+    write_png,
+)
+from nerf.metrics import SSIM_WINDOW, lpips, lpips_missing, psnr, quantise, ssim
 
+MEASURES = {"psnr": psnr, "ssim": ssim, "lpips": lpips}
+SHEET = {"photo": "photo", "rgb": "render", "error": "error", "depth": "depth"}  # columns of a contact sheet: kind of picture -> title
+SHEET_ROWS = 50  # of a contact sheet at most; of more views it shows some, evenly spread
 LONGEST_NAME = 50  # characters; with an ending and up to four bytes a character this stays below the 255 bytes of a file name
 
 
@@ -45,30 +54,44 @@ def evaluate(render, scene, indices, folder=None, report=None, pictures=None):
     render: callable, (Cameras, index) -> Rendered, with a white background; scene: Scene; indices: [k] integers into its cameras;
     folder: where NAME_rgb.png, NAME_depth.png, NAME_error.png, NAME_photo.png (the photo as compared) and metrics.json go, None for none;
     report: print or alike, for progress; pictures: how many of the views, from the first, get pictures,
-    None for all (metrics.json has every view).
+    None for all and a contact_sheet.png of them (metrics.json has every view).
+
+    Where the scene has masks, PSNR is that of the allowed pixels; the others count as perfect in SSIM and LPIPS, which look at windows.
 
     Returns what metrics.json holds: protocol, count, non_finite (pictures with a NaN or infinite colour; their metrics are None and
-    they are left out of the means), mean psnr [dB], ssim and seconds (rendering alone), and images, a list of {name, file, psnr, ssim,
-    seconds, non_finite (pixels)}. A mean of nothing is None. Raises ValueError where a render has another size than its photo,
-    UserError where the folder cannot be written.
+    they are left out of the means), mean psnr [dB], ssim, lpips (None where its weights are not on the machine) and seconds (rendering
+    alone), frames_per_second (of the median view, so that what the first one loads does not count), and images, a list of {name, file,
+    psnr, ssim, lpips, seconds, non_finite (pixels)}. A mean of nothing is None. Raises ValueError where a render has another size than its
+    photo, UserError where the folder cannot be written.
     """
     indices = [int(index) for index in indices]
     files = file_names(scene.names)
     progress = Progress(report, len(indices), "held-out views")
-    images = []
+    missing = lpips_missing()
+    measures = {name: measure for name, measure in MEASURES.items() if name != "lpips" or missing is None}
+    if missing and report is not None:
+        report(missing)
+    images, rows = [], []
+    shown = set(np.linspace(0, len(indices) - 1, min(len(indices), SHEET_ROWS)).round().astype(int).tolist())
     for place, index in enumerate(indices):
-        drawn = pictures is None or place < pictures
-        images.append(_evaluate_view(render, scene, index, files[index], folder if drawn else None))
+        numbers, panels = _evaluate_view(render, scene, index, measures, drawn=folder is not None and (pictures is None or place < pictures))
+        images.append({"name": scene.names[index], "file": files[index], **numbers})
+        for kind, panel in panels.items():
+            write_png(Path(folder) / f"{files[index]}_{kind}.png", panel)
+        if panels and pictures is None and place in shown:
+            rows.append((f"{scene.names[index]}, {_written(numbers['psnr'], '.2f')} dB", [thumbnail(panels[kind]) for kind in SHEET]))
         progress.update(len(images), f", PSNR {_written(_mean(images, 'psnr'), '.2f')} so far")
     result = {
         "protocol": protocol(indices, len(scene.names)),
         "count": len(images),
         "non_finite": sum(image["non_finite"] > 0 for image in images),
-        "psnr": _mean(images, "psnr"),
-        "ssim": _mean(images, "ssim"),
+        **{name: _mean(images, name) for name in MEASURES},
         "seconds": _mean(images, "seconds"),
+        "frames_per_second": 1.0 / float(np.median([image["seconds"] for image in images])) if images else None,
         "images": images,
     }
+    if rows:
+        write_png(Path(folder) / "contact_sheet.png", contact_sheet(SHEET.values(), rows))
     if folder is not None:
         write_file(Path(folder) / "metrics.json", (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
     if report is not None:
@@ -79,7 +102,9 @@ def evaluate(render, scene, indices, folder=None, report=None, pictures=None):
 def summary(result):
     """One line of text for what `evaluate` returned."""
     line = f"{result['count']} held-out views: PSNR {_written(result['psnr'], '.2f')} dB, SSIM {_written(result['ssim'], '.4f')}"
-    line += f", {_written(result['seconds'], '.2f')} s a view"
+    if result["lpips"] is not None:
+        line += f", LPIPS {result['lpips']:.4f}"
+    line += f", {_written(result['frames_per_second'], '.1f')} frames/s"
     if result["non_finite"]:
         line += f"; {result['non_finite']} of them hold values that are not finite and are left out of the means"
     return line
@@ -88,7 +113,7 @@ def summary(result):
 def protocol(indices, total):
     """The sentence that belongs to the numbers: how they were made, and on which of the scene's `total` views."""
     return (
-        f"predictions rounded to uint8; alpha on white; SSIM {SSIM_WINDOW}x{SSIM_WINDOW} gaussian, mirrored border, data range 1; "
+        f"predictions rounded to uint8; alpha on white; SSIM {SSIM_WINDOW}x{SSIM_WINDOW} gaussian, mirrored border, data range 1; LPIPS vgg; "
         f"means of the values of each view; {_chosen(indices, total)}"
     )
 
@@ -118,7 +143,8 @@ def file_names(names):
     return files
 
 
-def _evaluate_view(render, scene, index, file, folder):
+def _evaluate_view(render, scene, index, measures, drawn):
+    """The numbers of a view, and its pictures by kind (none unless `drawn`)."""
     started = time.perf_counter()
     rendered = render(scene.cameras, index)
     seconds = time.perf_counter() - started
@@ -126,20 +152,18 @@ def _evaluate_view(render, scene, index, file, folder):
     if rendered.rgb.shape != photo.shape:
         raise ValueError(f"the render of {scene.names[index]} has shape {rendered.rgb.shape}, its photo {photo.shape}: they must be equal")
     prediction = quantise(rendered.rgb)
-    finite = np.isfinite(rendered.rgb).all(axis=-1)
-    if folder is not None:
-        write_png(Path(folder) / f"{file}_rgb.png", prediction)
-        write_png(Path(folder) / f"{file}_depth.png", depth_picture(rendered.depth, rendered.opacity))
-        write_png(Path(folder) / f"{file}_error.png", error_picture(np.where(finite[..., None], prediction, np.nan), photo))
-        write_png(Path(folder) / f"{file}_photo.png", photo)
-    return {
-        "name": scene.names[index],
-        "file": file,
-        "psnr": _number(psnr(prediction, photo)) if finite.all() else None,
-        "ssim": _number(ssim(prediction, photo)) if finite.all() else None,
-        "seconds": seconds,
-        "non_finite": int(np.count_nonzero(~finite)),
-    }
+    allowed = np.ones(photo.shape[:2], dtype=bool) if scene.masks is None else scene.masks.image(index, scene.cameras.sizes[index])
+    wrong = allowed & ~np.isfinite(rendered.rgb).all(axis=-1)
+    judged = np.where(allowed[..., None], prediction, photo)
+    pairs = dict.fromkeys(measures, (judged, photo)) | {"psnr": (prediction[allowed], photo[allowed])}
+    numbers = {name: None if wrong.any() or name not in measures else _number(measures[name](*pairs[name])) for name in MEASURES}
+    panels = {}
+    if drawn:
+        panels = {
+            "photo": photo, "rgb": prediction, "error": error_picture(np.where(wrong[..., None], np.nan, judged), photo),
+            "depth": depth_picture(rendered.depth, rendered.opacity),
+        }  # fmt: skip
+    return {**numbers, "seconds": seconds, "non_finite": int(np.count_nonzero(wrong))}, panels
 
 
 def _chosen(indices, total):

@@ -2,11 +2,15 @@
 
 import cv2
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
 from nerf.files import write_file
 
 FULL_ERROR = 0.25  # the absolute error that gets the brightest colour; the same in every picture, so that pictures compare
 VISIBLE = 0.5  # opacity from which a pixel's depth means a surface
+THUMBNAIL = 320  # pixels, the greatest side of a picture in a contact sheet
+CAPTION = 22  # pixels, the height of a line of text there
+GAP = 4
 
 
 def write_png(path, image):
@@ -62,6 +66,36 @@ def error_picture(prediction, target):
     """
     error = np.abs(np.asarray(prediction, dtype=np.float32) - np.asarray(target, dtype=np.float32)).mean(axis=-1)
     return to_uint8(_coloured(np.nan_to_num(error, nan=FULL_ERROR) / FULL_ERROR, cv2.COLORMAP_INFERNO))
+
+
+def thumbnail(image):
+    """`image` ([H, W, 3], uint8 or floats in [0, 1]) as uint8, reduced so that no side is longer than THUMBNAIL."""
+    pixels = to_uint8(image)
+    share = THUMBNAIL / max(pixels.shape[:2])
+    if share >= 1:
+        return pixels
+    height, width = (max(1, round(side * share)) for side in pixels.shape[:2])
+    return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
+
+
+def contact_sheet(titles, rows):
+    """One picture with a row for each of `rows`, under a line of column titles.
+
+    titles: k strings; rows: (caption, k pictures [H, W, 3] uint8) each, sizes may differ. Returns [H, W, 3] uint8.
+    """
+    column = max((picture.shape[1] for _, pictures in rows for picture in pictures), default=THUMBNAIL) + GAP
+    heights = [CAPTION + max(picture.shape[0] for picture in pictures) + GAP for _, pictures in rows]
+    sheet = Image.new("RGB", (column * len(titles) + GAP, CAPTION + sum(heights)), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=14)
+    for place, title in enumerate(titles):
+        pen.text((GAP + place * column, 3), title, "black", font)
+    top = CAPTION
+    for (caption, pictures), height in zip(rows, heights, strict=True):
+        pen.text((GAP, top + 3), caption, "black", font)
+        for place, picture in enumerate(pictures):
+            sheet.paste(Image.fromarray(picture), (GAP + place * column, top + CAPTION))
+        top += height
+    return np.asarray(sheet)
 
 
 def _coloured(values, colour_map):

@@ -1,9 +1,16 @@
-"""How close a rendered picture is to the photo: PSNR and SSIM. Pictures are [H, W, 3] floats in [0, 1], numpy arrays or tensors."""
+"""How close a rendered picture is to the photo: PSNR, SSIM and LPIPS. Pictures are [H, W, 3] floats in [0, 1], numpy arrays or tensors."""
+
+import functools
+import importlib.util
+import pickle
+from pathlib import Path
 
 import numpy as np
 import torch
 
 SSIM_WINDOW = 11  # pixels a side of the gaussian window (sigma 1.5) of Wang et al. 2004
+LPIPS_WEIGHTS = "vgg16-397923af.pth"  # torchvision's name of the network below LPIPS; torchmetrics brings what lies above it
+SMALLEST_LPIPS = 16  # pixels a side: the network halves a picture four times
 SMALLEST_MSE = 1e-10  # equal pictures get 100 dB, a number that can be averaged and written as JSON, where infinity cannot
 
 
@@ -19,7 +26,7 @@ def quantise(image):
 def psnr(prediction, target):
     """Peak signal-to-noise ratio, -10 log10(mean squared error), in decibel; the peak is 1.
 
-    prediction, target: [H, W, 3] floats in [0, 1]. Returns a float, at most 100 dB; NaN where a value is NaN.
+    prediction, target: floats in [0, 1] of one shape, [H, W, 3] or rows [k, 3]. Returns a float, at most 100 dB; NaN where a value is NaN.
     Raises ValueError where the shapes differ.
     """
     prediction, target = _pair(prediction, target)
@@ -42,10 +49,52 @@ def ssim(prediction, target):
     prediction, target = _pair(prediction, target)
     if min(prediction.shape[:2]) <= SSIM_WINDOW // 2:
         return float("nan")
-    device = "cuda" if torch.cuda.is_available() else "cpu"  # a quarter of a second a picture on one core
-    prediction, target = (image.permute(2, 0, 1)[None].float().to(device) for image in (prediction, target))
+    prediction, target = map(_as_batch, (prediction, target))
     with torch.backends.cudnn.flags(allow_tf32=False):  # variances are small differences of large sums
         return float(structural_similarity_index_measure(prediction, target, data_range=1.0))
+
+
+def lpips_missing():
+    """Why `lpips` cannot be measured on this machine, as a sentence; None where it can. Nothing is ever downloaded."""
+    weights = Path(torch.hub.get_dir()) / "checkpoints" / LPIPS_WEIGHTS  # where torchvision's own download would have put them
+    if importlib.util.find_spec("torchvision") is None:
+        return "LPIPS is not measured: torchvision is not installed."
+    if not weights.is_file():
+        return f"LPIPS is not measured: its weights are not on this machine ({weights}), and nothing is downloaded for it."
+    try:
+        _lpips_network()
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        return f"LPIPS is not measured: {weights} cannot be read ({type(error).__name__}); remove it or replace it."
+    return None
+
+
+def lpips(prediction, target):
+    """Learned perceptual image patch similarity on VGG-16 (Zhang, Isola, Efros, Shechtman, Wang 2018), by torchmetrics; less is more alike.
+
+    Only where `lpips_missing` says nothing. prediction, target: [H, W, 3] floats in [0, 1]. Returns a float; NaN where a value is NaN and
+    for pictures below 16 pixels a side. Raises ValueError where the shapes differ.
+    """
+    prediction, target = _pair(prediction, target)
+    if min(prediction.shape[:2]) < SMALLEST_LPIPS or not bool(torch.isfinite(prediction).all()):
+        return float("nan")
+    with torch.no_grad(), torch.backends.cudnn.flags(allow_tf32=False):
+        return float(_lpips_network()(_as_batch(prediction.clamp(0, 1)), _as_batch(target.clamp(0, 1))))
+
+
+@functools.cache
+def _lpips_network():
+    from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+
+    return LearnedPerceptualImagePatchSimilarity(net_type="vgg", normalize=True).to(_device())
+
+
+def _as_batch(image):
+    """[H, W, 3] -> [1, 3, H, W] float32 on the GPU where there is one: a quarter of a second a picture on one core."""
+    return image.permute(2, 0, 1)[None].float().to(_device())
+
+
+def _device():
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _pair(prediction, target):

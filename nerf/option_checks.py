@@ -5,6 +5,8 @@ import math
 from nerf.errors import UserError
 from nerf.option_text import flag_fields, value_text
 
+MESH_FLAGS = ("mcubes_reso", "env_reso", "clean_min_f", "clean_min_d", "decimate_target", "mesh_visibility_culling")
+
 
 def check_presets(given):
     """At most one preset. given: name -> value of the flags that were typed."""
@@ -18,10 +20,12 @@ def check_options(options):
         check_range(entry, getattr(options, entry.name))
     _check_special_values(options)
     _check_run(options)
+    _check_images(options)
     _check_sampling(options)
     _check_proposals(options)
     _check_mining(options)
     _check_poses(options)
+    _check_export(options)
     _check_device(options)
 
 
@@ -60,8 +64,16 @@ def _check_run(options):
         raise UserError("--test needs trained weights, which --ckpt scratch leaves aside; drop one of the two.")
     if options.test_no_video and not options.test:
         raise UserError("--test_no_video says what --test leaves out; add --test.")
+    if options.camera_path and (other := next((name for name in ("camera_traj", "video_frames") if name in options.given), None)):
+        raise UserError(f"--camera_path says where the video's frames are, and so does --{other}; give one of them.")
     if options.eval_cnt > 0 and "val_checkpoint" in options.given:
         raise UserError("--eval_cnt and --val_checkpoint are two clocks for the same validations; give one of them.")
+
+
+def _check_images(options):
+    if "preload" in options.given and options.image_cache != "auto" and options.preload != (options.image_cache == "gpu"):
+        switch = "--preload" if options.preload else "--no-preload"
+        raise UserError(f"--image_cache {options.image_cache} and {switch} contradict each other; give one of them.")
 
 
 def _check_sampling(options):
@@ -92,6 +104,15 @@ def _check_mining(options):
 def _check_poses(options):
     if "pose_lr" in options.given and not options.refine_poses:
         raise UserError("--pose_lr acts on the refinement of poses, which is off; add --refine_poses.")
+
+
+def _check_export(options):
+    if (options.test_no_mesh or options.export_points) and not options.test:
+        name = "export_points" if options.export_points else "test_no_mesh"
+        raise UserError(f"--{name} says what --test makes; add --test.")
+    named = [name for name in MESH_FLAGS if name in options.given]
+    if named and options.test_no_mesh:
+        raise UserError(f"--{named[0]} shapes the mesh that --test_no_mesh leaves out; drop one of the two.")
 
 
 def _check_device(options):

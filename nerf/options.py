@@ -37,7 +37,7 @@ def flag(group, default, help_line, **limits):
 
 _presets, _run, _scene, _sampling = partial(flag, "presets"), partial(flag, "run"), partial(flag, "scene"), partial(flag, "sampling")
 _proposal, _training, _network = partial(flag, "proposal networks (-O2)"), partial(flag, "training"), partial(flag, "network")
-_mining, _viewer = partial(flag, "mining"), partial(flag, "viewer")
+_mining, _viewer, _export = partial(flag, "mining"), partial(flag, "viewer"), partial(flag, "export (--test)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,9 +64,10 @@ class Options:
     eval_cnt: int = _run(0, "validate this many times a run, evenly, instead of by --val_checkpoint; 0 = off", low=0)
     save_cnt: int = _run(50, "write about this many checkpoints a run", low=1)
 
-    data_format: str = _scene("colmap", "how the cameras are stored", choices=("colmap", "nerf"))
+    data_format: str = _scene("auto", "how the cameras are stored; auto finds out", choices=("auto", "colmap", "nerf", "llff", "dtu"))
     train_split: str = _scene("train", "photos to train on", choices=("train", "trainval", "all"))
-    preload: bool = _scene(False, "keep the photos on the device")
+    image_cache: str = _scene("auto", "where photos are kept; auto: the first of gpu (with --preload), cpu, disk with room", choices=("auto", "gpu", "cpu", "disk"))
+    preload: bool = _scene(False, "let --image_cache auto keep the photos on the GPU")
     random_image_batch: bool = _scene(False, "let each ray of a step come from its own photo, rather than all from one")
     downscale: int = _scene(1, "divide the photos' size by this", low=1, high=64)
     bound: float | None = _scene(None, "half side of the scene's cube", above=0, high=1024, automatic="from the scene")
@@ -74,8 +75,9 @@ class Options:
     offset: tuple[float, float, float] = _scene((0.0, 0.0, 0.0), "add this to camera positions, after scaling")
     enable_cam_near_far: bool = _scene(False, "take each photo's near and far from the sparse points it sees")
     enable_cam_center: bool = _scene(False, "centre the scene on the mean camera rather than the mean sparse point")
-    camera_traj: str = _scene("interp", "path of the video's camera", choices=("interp", "circle"))
-    vis_pose: bool = _scene(False, "write a 3-D file and a picture of the cameras and sparse points")
+    camera_traj: str = _scene("interp", "path of the video's camera", choices=("interp", "circle", "ellipse", "spiral"))
+    camera_path: str = _scene("", "file with the path of the video's camera, in nerfstudio's JSON", metavar="FILE", automatic="none")
+    vis_pose: bool = _scene(False, "write a page and a picture of the cameras and sparse points")
 
     cuda_ray: bool = _sampling(False, "march through an occupancy grid, rather than sample by proposal networks")
     min_near: float | None = _sampling(None, "no sample is nearer to the camera than this", above=0, automatic="from the scene")
@@ -130,6 +132,15 @@ class Options:
     fovy: float = _viewer(50.0, "vertical field of view in degrees", above=0, below=180)
     max_spp: int = _viewer(1, "average up to this many frames of a camera at rest", low=1)
     port: int = _viewer(7007, "port that the viewer listens on", low=1, high=65_535)
+
+    test_no_mesh: bool = _export(False, "with --test, make no mesh")
+    mcubes_reso: int | None = _export(None, "cells a side of the mesh's inner cube", low=8, high=4096, sizes=(512, 128))
+    env_reso: int | None = _export(None, "cells a side of each outer cascade; 0 = the inner cube alone", low=0, high=4096, sizes=(256, 64))
+    clean_min_f: int = _export(8, "drop pieces of the mesh with fewer faces", low=0)
+    clean_min_d: float = _export(5.0, "drop pieces of the mesh smaller than this many per cent of it", low=0, high=100)
+    decimate_target: int = _export(300_000, "merge faces down to this many; 0 = keep all", low=0)
+    mesh_visibility_culling: bool = _export(False, "drop the faces that no two training cameras see")
+    export_points: int = _export(0, "with --test, make a point cloud of at most this many points; 0 = none", low=0, high=2**28)
 
     given: tuple[str, ...] = dataclasses.field(default=(), compare=False, repr=False)
     implied: tuple[str, ...] = dataclasses.field(default=(), compare=False, repr=False)

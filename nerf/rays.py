@@ -7,10 +7,15 @@ import numpy as np
 import torch
 
 import raymarching
+from nerf.allowed_pixels import AllowedPixels
+from nerf.errors import UserError
+from nerf.photo_pool import PhotoPool
 from nerf.samples import Rays
 
 FILL = 0.96  # the part of the sample capacity that is aimed at, so that chance seldom overfills it
 GROWTH = 2.0  # most by which the number of rays changes in a step
+PHOTO_SHARE = 0.5  # of the free device memory that photos may take by themselves
+GIB = 2**30
 
 
 class Views:
@@ -86,72 +91,86 @@ class RayCount:
 
 
 class RaySource:
-    """Draws training rays: a random pixel of a random photo, each.
+    """Draws training rays: a random pixel of a random photo, each; where there are masks, among the allowed pixels.
 
-    Photos live on `device` when preloaded; a draw then never leaves the device. Else they stay in host memory, `fetch` draws there before each step, and the
-    pixels follow into buffers on the device.
+    Photos live on the device where they may and fit. Else they stay in host memory or on disk, and steps draw from a pool on the device (nerf/photo_pool.py).
+    On a CPU, host memory is the device's.
 
     Args:
         scene: nerf.scene.Scene; indices: [k] int64, the photos to draw from.
         views: Views of all the scene's cameras, on the device of the rays.
-        capacity: N; preload: photos on the device; mixed: every ray draws its own photo, else one photo a step.
-        seed: of the generator of what is drawn on the host.
+        capacity: N; mixed: every ray draws its own photo, else one photo a step.
+        cache: --image_cache; preload: whether "auto" may put the photos on the device.
+        seed: of the generator by which the pool is filled.
+
+    Attributes:
+        on_device: whether all photos are there; note: a sentence that says where they are.
     """
 
-    def __init__(self, scene, indices, views, capacity, preload, mixed, seed):
+    def __init__(self, scene, indices, views, capacity, cache, preload, mixed, seed):
         self.views, self.capacity, self.mixed = views, capacity, mixed
-        device = views.poses.device
-        store = device if preload else torch.device("cpu")
-        self.preloaded = store == device
-        self.pixels, offsets = _store(scene.photos, indices, store)
-        self.offsets = torch.from_numpy(offsets).to(store)
-        self.indices = torch.from_numpy(np.asarray(indices, dtype=np.int64)).to(store)
-        self.sizes = torch.from_numpy(scene.cameras.sizes[indices].astype(np.int64)).to(store)
-        self.numbers = torch.zeros(len(scene.cameras.sizes), dtype=torch.int64)  # of each view among the photos drawn from
-        self.numbers[torch.from_numpy(np.asarray(indices, dtype=np.int64))] = torch.arange(len(indices))
-        self.numbers = self.numbers.to(device)
+        device, photos = views.poses.device, scene.photos
+        indices = np.asarray(indices, dtype=np.int64)
+        self.indices = torch.from_numpy(indices).to(device)
+        self.numbers = torch.zeros(len(scene.cameras.sizes), dtype=torch.int64, device=device)  # of each view among the photos drawn from
+        self.numbers[self.indices] = torch.arange(len(indices), device=device)
         self.generator = torch.Generator().manual_seed(seed)
-        if not self.preloaded:
-            buffer = {"device": device}
-            self.image, self.xy = torch.zeros(capacity, dtype=torch.int64, **buffer), torch.zeros(capacity, 2, **buffer)
-            self.target = torch.zeros(capacity, self.pixels.shape[1], dtype=torch.uint8, **buffer)
+        self.on_device = _belong_on_device(photos, indices, cache, preload, device)
+        if self.on_device:
+            self.pixels, offsets = _store(photos, indices, device)
+            self.offsets = torch.from_numpy(offsets).to(device)
+            self.sizes = torch.from_numpy(scene.cameras.sizes[indices].astype(np.int64)).to(device)
+            self.allowed = scene.masks and AllowedPixels(scene.masks, scene.cameras.sizes, indices, device)
+            self.note = f"photos are kept in {'memory' if device.type == 'cpu' else 'the memory of the GPU'}"
+        else:
+            self.pool = PhotoPool(photos, indices, scene.cameras.sizes, mixed, scene.masks, device)
+            self.note = f"photos are kept {'on disk' if photos.on_disk else 'in host memory'}, and parts of them follow to the device as they are needed"
 
-    def fetch(self):
-        """Draws pixels of photos in host memory and sends them on their way to the device."""
-        if self.preloaded:
-            return
-        n = self.capacity
-        chosen = torch.randint(len(self.indices), (n if self.mixed else 1,), generator=self.generator).expand(n)
-        size = self.sizes.index_select(0, chosen)
-        xy = torch.minimum((torch.rand((n, 2), generator=self.generator) * size).long(), size - 1)
-        target = self.pixels.index_select(0, self.offsets.index_select(0, chosen) + xy[:, 1] * size[:, 0] + xy[:, 0])
-        drawn = (self.image, self.indices.index_select(0, chosen)), (self.xy, xy + 0.5), (self.target, target)
-        for buffer, values in drawn:
-            buffer.copy_(values.pin_memory(), non_blocking=True)
+    def fetch(self, step):
+        """Brings what steps draw from to the state of a step; to be called before each. Raises UserError where photos on disk cannot be read."""
+        if not self.on_device:
+            self.pool.follow(self.generator.initial_seed(), step)
 
     def draw(self, random, count):
         """A Batch of N = `capacity` rays.
 
         Args:
-            random: [N, 3] float32 in [0, 1), from which photo and pixel follow (photos in host memory: not used, see `fetch`).
+            random: [N, 3] float32 in [0, 1), from which photo and pixel follow.
             count: [1] int32, how many of the N are in use.
         """
-        if not self.preloaded:
-            return Batch(self.views.rays(self.image, self.xy, count), self.target.float() / 255)
         views = self.views
+        if not self.on_device:
+            image, xy, colours = self.pool.draw(random)
+            return Batch(views.rays(image, xy, count), colours.float() / 255)
+        if self.allowed:
+            random = self.allowed.aim(random, self.mixed)
         cameras = views.poses, views.intrinsics, views.distortion, views.lens, views.near, views.far, views.aabb
         photos = self.pixels, self.offsets, self.sizes, self.indices
         origins, directions, near, far, image, target = raymarching.draw_rays(random, count, *photos, self.mixed, *cameras)
         return Batch(Rays(origins, directions, near, far, image, count), target)
 
 
+def _belong_on_device(photos, indices, cache, preload, device):
+    """Whether all of a run's photos live on its device. Raises UserError where they are asked to and do not fit."""
+    if device.type == "cpu":
+        return not photos.on_disk
+    if cache in ("cpu", "disk") or (cache == "auto" and not preload):
+        return False
+    needed, free = int(np.diff(photos.offsets)[indices].sum()) * photos.channels, torch.cuda.mem_get_info(device)[0]
+    if cache == "gpu" and needed > free:
+        raise UserError(f"--image_cache gpu: the photos need {needed / GIB:.1f} GiB of device memory where {free / GIB:.1f} GiB are free; give auto.")
+    return cache == "gpu" or needed <= PHOTO_SHARE * free
+
+
 def _store(photos, indices, device):
     """The photos' pixels [P, C] uint8 on the device, and the first row [k] int64 of each of `indices`: host memory is shared, a device gets a copy of those alone."""
     if device.type == "cpu":
-        return torch.from_numpy(photos.pixels), photos.offsets[np.asarray(indices)]
+        return torch.from_numpy(photos.pixels), photos.offsets[indices]
     lengths = np.diff(photos.offsets)[indices]
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    pixels = torch.empty((int(offsets[-1]), photos.pixels.shape[1]), dtype=torch.uint8, device=device)
+    pixels = torch.empty((int(offsets[-1]), photos.channels), dtype=torch.uint8, device=device)
     for k, index in enumerate(indices):
-        pixels[offsets[k] : offsets[k + 1]] = torch.from_numpy(photos.pixels[photos.offsets[index] : photos.offsets[index + 1]])
+        photo = np.empty((int(lengths[k]), photos.channels), dtype=np.uint8)
+        photos.read(int(photos.offsets[index]), photo)
+        pixels[offsets[k] : offsets[k + 1]] = torch.from_numpy(photo)
     return pixels, offsets[:-1]

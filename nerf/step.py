@@ -66,7 +66,7 @@ class TrainingStep:
 
     def __call__(self):
         """One step. What it tells is in `numbers`, on the device."""
-        self.source.fetch()
+        self.source.fetch(self.steps)
         learning = self.sampler.learns(self.steps)
         room = self.miner.room if self._second_pass() else None
         self.replay("step", lambda: self._run(learning), (room, learning))

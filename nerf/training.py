@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -44,7 +45,8 @@ class Trainer:
         views = Views(scene.cameras, scene.aabb, device)
         if options.cuda_ray and options.mark_untrained:
             self.model.sampler.grid.mark_untrained(Views(scene.cameras.select(scene.train), scene.aabb, device))
-        source = RaySource(scene, scene.train, views, self.model.sampler.most_rays, options.preload, options.random_image_batch, options.seed + 1)
+        cache = options.image_cache, options.preload
+        source = RaySource(scene, scene.train, views, self.model.sampler.most_rays, *cache, options.random_image_batch, options.seed + 1)
         self.step = TrainingStep(self.model.field, self.model.sampler, source, options, device)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.step.optimizer, self._rate)
         self.ema = ExponentialMovingAverage(nn.ModuleList([self.model.field, self.model.sampler]), options.ema_decay)
@@ -52,6 +54,7 @@ class Trainer:
         self.best_psnr, self.restores, self.snapshot = -math.inf, 0, None
         self.validations, self.saves = 0, 0
         self._last_read = (0, 0.0)
+        self.memory_before = 0.0  # MiB on the device before the first step: weights, photos, buffers
         self.viewer = None  # nerf.viewer.Viewer, where --gui asks for one
 
     # ---- when
@@ -88,6 +91,7 @@ class Trainer:
         self._take_snapshot()
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
+            self.memory_before = torch.cuda.memory_allocated(self.device) / 2**20
         try:
             with _StopSignals() as stop, self.clock.running():
                 while self.progress() < 1 and stop.signal is None:
@@ -100,7 +104,7 @@ class Trainer:
                     if self.step.poses:
                         self.step.poses.save(self.folder / "poses.json", [self.scene.names[i] for i in self.scene.train])
                     if stop.signal is None:
-                        self._validate(display, scalars, self.folder / "results", report=display.print)
+                        self._finish(display, scalars)
             return stop.signal
         finally:
             display.close()
@@ -161,7 +165,7 @@ class Trainer:
         if self.progress() < 1 and self._save_due():
             self.save()
         if self.progress() < 1 and self._validation_due():
-            self._validate(display, scalars, self.folder / "validation" / f"step_{self.step.steps:08d}", pictures=1)
+            self._validate(display, scalars, self._validation_folder(), pictures=1)
 
     def _shown(self, numbers):
         """What the progress line tells: name -> short text."""
@@ -198,11 +202,12 @@ class Trainer:
         numbers = StepNumbers(*self.readout.wait()[1])
         line = {
             "step": self.step.steps, "training_time": round(self.clock.seconds, 3), "ms_per_step": round(1000 * self.seconds_per_step(), 4),
-            "peak_memory_mib": round(self.peak_memory(), 1), "samples_per_step": numbers.samples,
-            "hard_fraction": numbers.hard / max(numbers.samples, 1),
+            "peak_memory_mib": round(self.peak_memory(), 1), "memory_before_mib": round(self.memory_before, 1), "rays_per_step": numbers.rays,
+            "samples_per_step": numbers.samples, "hard_fraction": numbers.hard / max(numbers.samples, 1), "tau": numbers.tau,
+            "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads",
         }  # fmt: skip
         result = self.evaluate(folder, **options)
-        line |= {"psnr": result["psnr"], "ssim": result["ssim"]}
+        line |= {key: result[key] for key in ("psnr", "ssim", "lpips", "frames_per_second")}
         with open(self.folder / "history.jsonl", "a") as file:
             file.write(json.dumps(line) + "\n")
         scalars.add(self.step.steps, {"validation/psnr": line["psnr"], "validation/ssim": line["ssim"]})
@@ -214,6 +219,18 @@ class Trainer:
         self._last_read = (self.step.steps, self.clock.seconds)
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
+
+    def _finish(self, display, scalars):
+        """The last validation; what --test measures is in WORKSPACE/results, also where a scene has other photos to test on than to validate on."""
+        results = self.folder / "results"
+        if np.array_equal(self.scene.val, self.scene.test):
+            self._validate(display, scalars, results, report=display.print)
+        else:
+            self._validate(display, scalars, self._validation_folder(), pictures=1)
+            self.evaluate(results, self.scene.test, report=display.print)
+
+    def _validation_folder(self):
+        return self.folder / "validation" / f"step_{self.step.steps:08d}"
 
     def evaluate(self, folder, indices=None, **options):
         """Metrics and pictures of the mean weights on held-out photos; options as of nerf.evaluation.evaluate."""

@@ -8,6 +8,11 @@ from scipy.interpolate import CubicSpline
 from scipy.spatial.transform import Rotation
 
 KEYS = 5  # cameras that an interpolated path passes through
+UP = np.array([0.0, 0.0, 1.0])
+REACH = 90  # percentile of the cameras' distances from the centre that a path keeps within: a few stragglers do not widen it
+WIDEST = 0.5  # extent of a spiral over the distance it looks: beyond, cameras that surround a thing would swing about it
+SPIRAL_TURNS = 2  # of the spiral round the mean view, for one sway to and fro
+CLOSE_SHARE = 0.25  # weight of the nearest depth in the inverse depth that a spiral looks at; infinity has the rest
 
 
 def interpolated(cameras, frames=100, seed=0):
@@ -43,7 +48,61 @@ def circle(cameras, frames=100):
     outwards = np.stack([np.cos(angles), np.sin(angles), np.zeros(frames)], axis=1)
     ring = radius * outwards + [0.0, 0.0, offsets[:, 2].mean()]
     directions = -ring if np.linalg.norm(ring[0]) > 1e-6 else outwards
-    return _path(cameras, np.stack([_looking(centre + offset, direction) for offset, direction in zip(ring, directions, strict=True)]))
+    return _path(cameras, _looking_from(centre + ring, directions))
+
+
+def ellipse(cameras, frames=100):
+    """One level turn on the ellipse that the cameras stand on, looking at the point that they look at, at an even speed.
+
+    The axes are the principal ones of the cameras' level offsets from that point; each half axis is the 90th percentile of the offsets
+    along it, the height that of the mean camera. It suits rooms, which are longer than wide. After the elliptical path of mip-NeRF 360's
+    published code (Barron et al. 2022).
+
+    cameras: Cameras, n >= 1 rows; frames >= 1. Returns Cameras with `frames` rows, as
+    `interpolated`. Raises ValueError where there is no camera or no frame.
+    """
+    _check(cameras, frames)
+    poses = np.asarray(cameras.poses, dtype=np.float64)
+    centre = attention_centre(poses)
+    offsets = poses[:, :, 3] - centre
+    _, axes = np.linalg.eigh(offsets[:, :2].T @ offsets[:, :2])
+    half = np.percentile(np.abs(offsets[:, :2] @ axes), REACH, axis=0)
+    fine = 2.0 * np.pi * np.arange(10 * max(frames, 100) + 1) / (10 * max(frames, 100))
+    ring = np.stack([half[0] * np.cos(fine), half[1] * np.sin(fine)], axis=1) @ axes.T
+    level = _evenly_along(ring, frames)
+    places = np.concatenate([level, np.full((frames, 1), offsets[:, 2].mean())], axis=1)
+    angles = 2.0 * np.pi * np.arange(frames) / frames
+    outwards = np.stack([np.cos(angles), np.sin(angles), np.zeros(frames)], axis=1)
+    away = np.linalg.norm(places, axis=1, keepdims=True) > 1e-6
+    return _path(cameras, _looking_from(centre + places, np.where(away, -places, outwards)))
+
+
+def spiral(cameras, frames=100):
+    """A spiral of two turns about the mean view of a forward-facing capture, swaying to and fro once, looking at one point ahead.
+
+    Its extent is the 90th percentile of the cameras' offsets in the axes of the mean view, at most half the way to that point. The point lies at the depth whose inverse is
+    a quarter of the nearest one's (a weighted harmonic mean of the nearest depth and infinity), or, where the cameras turn towards
+    something farther away, there. After the render path of LLFF (Mildenhall et al. 2019).
+
+    cameras: Cameras, n >= 1 rows; frames >= 1. Returns Cameras with `frames` rows, as
+    `interpolated`. Raises ValueError where there is no camera or no frame.
+    """
+    _check(cameras, frames)
+    poses = np.asarray(cameras.poses, dtype=np.float64)
+    _, up, back, place = poses.mean(axis=0).T
+    if min(np.linalg.norm(back), np.linalg.norm(np.cross(up, back))) < 1e-3:  # cameras that look everywhere have no mean view: take the first
+        _, up, back, place = poses[0].T
+    mean = _looking(place, -back, up)
+    reach = np.percentile(np.abs((poses[:, :, 3] - place) @ mean[:, :3]), REACH, axis=0)
+    ahead = max((attention_centre(poses) - place) @ -mean[:, 2], cameras.near.min() / CLOSE_SHARE, 1e-3)
+    reach *= min(1.0, WIDEST * ahead / max(np.linalg.norm(reach), 1e-9))
+    turn = 2.0 * np.pi * np.arange(frames) / frames
+    local = reach * np.stack([np.cos(SPIRAL_TURNS * turn), np.sin(SPIRAL_TURNS * turn), np.sin(turn)], axis=1)
+    places = place + local @ mean[:, :3].T
+    return _path(cameras, _looking_from(places, place - ahead * mean[:, 2] - places, mean[:, 1]))
+
+
+PATHS = {"interp": interpolated, "circle": circle, "ellipse": ellipse, "spiral": spiral}  # what --camera_traj names
 
 
 def attention_centre(poses):
@@ -117,13 +176,28 @@ def _spline_poses(keys, frames):
     return np.concatenate([turned, places[:, :, None]], axis=2)
 
 
-def _looking(place, direction):
-    """[3, 4] pose at `place` that looks along `direction` with z up (y up where it looks straight up or down)."""
+def _looking(place, direction, up=UP):
+    """[3, 4] pose at `place` that looks along `direction` with `up` above (y, or else x, where it looks along that)."""
     back = -direction / np.linalg.norm(direction)
-    up = np.array([0.0, 0.0, 1.0]) if abs(back[2]) < 0.9999 else np.array([0.0, 1.0, 0.0])
     right = np.cross(up, back)
+    if np.linalg.norm(right) < 1e-2 * np.linalg.norm(up):
+        right = np.cross(np.eye(3)[1 if abs(back[1]) < 0.9 else 0], back)
     right /= np.linalg.norm(right)
     return np.stack([right, np.cross(back, right), back, place], axis=1)
+
+
+def _looking_from(places, directions, up=UP):
+    """[n, 3, 4] poses at places [n, 3] that look along directions [n, 3]."""
+    return np.stack([_looking(place, direction, up) for place, direction in zip(places, directions, strict=True)])
+
+
+def _evenly_along(curve, count):
+    """`count` points [count, d] evenly spaced along a closed curve [k, d] whose last point is its first."""
+    length = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(curve, axis=0), axis=1))])
+    if length[-1] < 1e-9:
+        return np.repeat(curve[:1], count, axis=0)
+    wanted = length[-1] * np.arange(count) / count
+    return np.stack([np.interp(wanted, length, column) for column in curve.T], axis=1)
 
 
 def _path(cameras, poses):

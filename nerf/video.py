@@ -1,116 +1,117 @@
-"""Videos of a camera path: colour and depth, written frame by frame."""
+"""Videos of a camera path: colour, depth and opacity, encoded while the next frame renders, in parts that an interrupted video goes on from."""
 
 import contextlib
-import subprocess
-import tempfile
+import hashlib
+import json
+import shutil
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
+from nerf.encoding import encoding, ffmpeg_path, join_videos
 from nerf.errors import UserError
 from nerf.evaluation import Progress
-from nerf.files import replacing, writable
+from nerf.files import remove_partial_files, writable, write_file
 from nerf.images import depth_limits, depth_picture, to_uint8
 
+KINDS = ("rgb", "depth", "opacity")
 PROBES = 4  # frames, spread over the path, from which the range of the depth colours is taken
-CONSTANT_QUALITY = "18"  # x264's scale, 0 to 51: 18 looks like the original
-# Unmarked colours are shown differently by different players: convert by BT.709 and say so in the file.
-COLOURS = ["-vf", "scale=out_color_matrix=bt709:out_range=tv", "-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709"]
+PART = 48  # frames of a part: what an interruption costs at most
+WAITING = 2  # rendered frames that may wait for the encoder
 
 
-def render_video(render, cameras, folder, fps=24, depth_range=None, report=None):
-    """Render `cameras` one after the other into folder/rgb.mp4 and folder/depth.mp4 (h264, yuv420p).
+def render_video(render, cameras, folder, fps=24, depth_range=None, report=None, identity=""):
+    """Render `cameras` one after the other into folder/rgb.mp4, depth.mp4 and opacity.mp4 (h264, yuv420p; every frame once).
 
-    A frame is encoded as soon as it is rendered; each file gets its name when it is complete.
+    A thread encodes each frame while the next one renders. Frames go into parts of 48 in folder/video_parts; the three files are joined
+    from those at the end, and get their names when they are complete. A video that was interrupted goes on after its last complete part,
+    if it is the same one: same cameras, rate, depth range and `identity`.
 
     render: callable, (Cameras, index) -> Rendered; cameras: Cameras, n >= 1 rows of one size (an odd one gets its last row or column
     twice); fps: frames a second; depth_range: (near, far) in world units for the depth's colours, by default that of a few frames spread
-    over the path; it is the same for all frames, so that the colours do not flicker; report: print or alike, for progress.
+    over the path; it is the same for all frames, so that the colours do not flicker; report: print or alike, for progress; identity: text
+    that says what is rendered, such as the checkpoint and the options.
 
-    Returns the two paths. Raises UserError where there is no frame, no ffmpeg, or a file cannot be written; ValueError where a frame has
+    Returns the three paths. Raises UserError where there is no frame, no ffmpeg, or a file cannot be written; ValueError where a frame has
     another size than its camera or the cameras differ in size.
     """
     if len(cameras) == 0:
         raise UserError("The camera path has no frames: ask for at least one with --video_frames.")
     if (cameras.sizes != cameras.sizes[0]).any():
         raise ValueError("cameras have different sizes: the frames of a video are all of one size")
-    ffmpeg = _ffmpeg()
-    paths = Path(folder) / "rgb.mp4", Path(folder) / "depth.mp4"
-    probes = _probes(render, cameras) if depth_range is None else {}
-    limits = depth_range or _common_limits(probes.values())
+    ffmpeg = ffmpeg_path()
+    folder, parts = Path(folder), Path(folder) / "video_parts"
+    limits, probes = _plan(render, cameras, parts, _fingerprint(cameras, fps, depth_range, identity), depth_range)
     progress = Progress(report, len(cameras), "video frames")
-    with contextlib.ExitStack() as stack:
-        colour, depth = (stack.enter_context(_encoding(ffmpeg, path, cameras.sizes[0], fps)) for path in paths)
-        for index in range(len(cameras)):
-            frame = probes.pop(index) if index in probes else render(cameras, index)
-            colour.add(to_uint8(frame.rgb))
-            depth.add(depth_picture(frame.depth, frame.opacity, limits))
-            progress.update(index + 1)
+    starts = range(0, len(cameras), PART)
+    for start in starts:
+        files = [_part(parts, kind, start) for kind in KINDS]
+        indices = range(start, min(start + PART, len(cameras)))
+        if not all(file.is_file() for file in files):
+            _render_part(render, cameras, indices, files, fps, limits, probes, ffmpeg, progress)
+        elif report is not None and start == 0:
+            report(f"The video goes on from the parts in {parts}.")
+    paths = tuple(folder / f"{kind}.mp4" for kind in KINDS)
+    for path, kind in zip(paths, KINDS, strict=True):
+        join_videos(ffmpeg, [_part(parts, kind, start) for start in starts], path)
+    shutil.rmtree(parts)
     if report is not None:
-        report(f"{len(cameras)} frames in {paths[0]} and {paths[1].name}")
+        report(f"{len(cameras)} frames in {paths[0]}, {paths[1].name} and {paths[2].name}")
     return paths
 
 
-class _Encoder:
-    """One ffmpeg process that makes a file of the frames it is given."""
+def _render_part(render, cameras, indices, files, fps, limits, probes, ffmpeg, progress):
+    """Renders the frames `indices` into one file a kind."""
+    with contextlib.ExitStack() as stack:
+        encoders = [stack.enter_context(encoding(ffmpeg, file, cameras.sizes[0], fps)) for file in files]
 
-    def __init__(self, ffmpeg, path, size, fps, log):
-        self.path, self.shape = path, (int(size[1]), int(size[0]), 3)
-        even = [length + length % 2 for length in self.shape[:2]]  # h264 halves the colour's resolution and takes even sizes only
-        self.padding = [(0, even[0] - self.shape[0]), (0, even[1] - self.shape[1]), (0, 0)]
-        source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{even[1]}x{even[0]}", "-r", str(fps), "-i", "-"]
-        target = ["-c:v", "libx264", "-crf", CONSTANT_QUALITY, "-pix_fmt", "yuv420p", *COLOURS, "-movflags", "+faststart"]
-        self.log = log
-        # A session of its own: Ctrl-C is for the program to handle, which then closes its videos.
-        self.process = subprocess.Popen(
-            [ffmpeg, "-y", "-v", "error", *source, *target, str(Path(path).absolute())],
-            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=log, start_new_session=True,
-        )
+        def encode(frame):
+            rgb, depth, opacity = encoders
+            rgb.add(to_uint8(frame.rgb))
+            depth.add(depth_picture(frame.depth, frame.opacity, limits))
+            opacity.add(np.repeat(to_uint8(frame.opacity)[..., None], 3, axis=-1))
 
-    def add(self, frame):
-        if frame.shape != self.shape:
-            raise ValueError(f"a frame has shape {frame.shape} and its camera {self.shape}: they must be equal")
-        try:
-            self.process.stdin.write(np.pad(frame, self.padding, mode="edge"))
-        except OSError:
-            self.finish()
-
-    def finish(self):
-        with contextlib.suppress(OSError):
-            self.process.stdin.close()
-        if self.process.wait() != 0:
-            self.log.seek(0)
-            reason = " ".join(self.log.read().decode(errors="replace").split())[-300:] or f"exit status {self.process.returncode}"
-            raise UserError(f"ffmpeg could not write {self.path} ({reason}): free some space there or choose another folder.")
-
-    def abandon(self):
-        self.process.kill()
-        self.process.wait()
-        with contextlib.suppress(OSError):
-            self.process.stdin.close()
+        waiting = deque()
+        with ThreadPoolExecutor(1) as worker:
+            for index in indices:
+                waiting.append(worker.submit(encode, probes.pop(index) if index in probes else render(cameras, index)))
+                if len(waiting) > WAITING:
+                    waiting.popleft().result()
+                progress.update(index + 1)
+        for encoded in waiting:
+            encoded.result()
 
 
-@contextlib.contextmanager
-def _encoding(ffmpeg, path, size, fps):
-    with writable(path), replacing(path) as temporary, tempfile.TemporaryFile() as log:
-        try:
-            encoder = _Encoder(ffmpeg, temporary, size, fps, log)
-        except OSError as error:
-            raise UserError(f"Cannot run ffmpeg at {ffmpeg} ({error.strerror}): unset or correct IMAGEIO_FFMPEG_EXE.") from error
-        try:
-            yield encoder
-            encoder.finish()
-        finally:
-            encoder.abandon()
+def _plan(render, cameras, parts, fingerprint, depth_range):
+    """The depth limits of the whole video, and frames by index that were rendered to find them; drops the parts of any other video."""
+    file = parts / "plan.json"
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        plan = json.loads(file.read_text())
+        if plan["fingerprint"] == fingerprint:
+            remove_partial_files(parts)
+            near, far = plan["limits"]
+            return (near, far), {}
+    with writable(parts):
+        if parts.exists():
+            shutil.rmtree(parts)
+    probes = _probes(render, cameras) if depth_range is None else {}
+    limits = depth_range or _common_limits(probes.values())
+    write_file(file, json.dumps({"fingerprint": fingerprint, "limits": limits}).encode())
+    return limits, probes
 
 
-def _ffmpeg():
-    try:
-        import imageio_ffmpeg
+def _fingerprint(cameras, fps, depth_range, identity):
+    """What tells one video from another."""
+    digest = hashlib.sha256(repr((fps, depth_range, identity, PART)).encode())
+    for column in vars(cameras).values():
+        digest.update(np.ascontiguousarray(column).tobytes())
+    return digest.hexdigest()
 
-        return imageio_ffmpeg.get_ffmpeg_exe()
-    except (ImportError, RuntimeError) as error:
-        raise UserError("No ffmpeg for the video: run pip install imageio-ffmpeg, or pass --test_no_video.") from error
+
+def _part(parts, kind, start):
+    return parts / f"{kind}_{start:06d}.mp4"
 
 
 def _probes(render, cameras):

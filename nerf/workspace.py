@@ -5,7 +5,7 @@ import json
 from nerf.checkpoint import later_checkpoints
 from nerf.files import atomic_file
 
-OF_A_RUN = ("checkpoints", "validation", "results", "run", "history.jsonl", "scalars.jsonl", "options.json")
+OF_A_RUN = ("checkpoints", "validation", "results", "mesh", "points", "run", "history.jsonl", "scalars.jsonl", "options.json")
 
 
 def set_aside(folder):

@@ -86,7 +86,7 @@ step "5/6 Video of the second run"
 "$PYTHON" main.py "$SCENE" --workspace "$RUNS/hsm" "${FLAGS[@]}" --hsm --device "$DEVICE" --test --video_frames 60
 
 step "6/6 Comparison"
-"$PYTHON" scripts/compare_runs.py "$RUNS/baseline" "$RUNS/hsm" --out "$RUNS/comparison"
+"$PYTHON" scripts/report.py "$RUNS/baseline" "$RUNS/hsm" --out "$RUNS/comparison"
 echo
-echo "Done in $((SECONDS / 60)) min $((SECONDS % 60)) s. Pictures and videos are in $RUNS/baseline, $RUNS/hsm and $RUNS/comparison."
+echo "Done in $((SECONDS / 60)) min $((SECONDS % 60)) s. Open $RUNS/comparison/index.html; pictures and videos are in $RUNS/baseline and $RUNS/hsm too."
 echo "Your own photos next: python main.py SCENE -O --hsm (see README.md)."

@@ -13,7 +13,7 @@ from nerf.scene.colmap_model import MODEL_NAMES
 def options(path, **changes):
     """Options that load the COLMAP scene `path`, with `changes`."""
     values = {"path": str(path), "data_format": "colmap", "downscale": 1, "scale": -1.0, "offset": (0.0, 0.0, 0.0), "bound": None, "contract": False,
-                  "min_near": None, "enable_cam_center": False, "enable_cam_near_far": False, "train_split": "train", "vis_pose": False, "workspace": "workspace"}
+                  "min_near": None, "enable_cam_center": False, "enable_cam_near_far": False, "train_split": "train", "vis_pose": False, "image_cache": "auto", "workspace": "workspace"}
     return SimpleNamespace(**(values | changes))
 
 
@@ -96,6 +96,12 @@ def write_photo(file, size=(64, 48), mode="RGB", seed=0):
     return pixels
 
 
+def write_mask(file, mask):
+    """mask [H,W] bool: False is to be left out."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(mask.astype(np.uint8) * 255).save(file)
+
+
 def ring_scene(root, kind=".bin", place="sparse/0", **model):
     """A COLMAP scene with photos for ring_model; returns `root`."""
     cameras, images, points = ring_model(**model)
@@ -120,6 +126,28 @@ def ring_transforms(root, name="transforms.json", count=9, folder="images", head
     content["frames"] = frames
     save_transforms(root, content, name)
     return content
+
+
+def write_llff(root, capture, depths=(1.0, 20.0)):
+    """poses_bounds.npy of a Capture without lens distortion, whose photos lie in `root`/images."""
+    rows = []
+    for pose, (fx, *_), (width, height) in zip(capture.poses, capture.intrinsics, capture.full_sizes, strict=True):
+        right, up, back, position = pose.T
+        rows.append([*np.column_stack([-up, right, back, position, (height, width, fx)]).ravel(), *depths])
+    np.save(root / "poses_bounds.npy", np.array(rows))
+
+
+def write_dtu(root, capture, centre=(0.0, 0.0, 0.0), radius=1.0, name="cameras_sphere.npz"):
+    """The cameras of a Capture without lens distortion, with a unit sphere about `centre`; its photos lie in `root`/image."""
+    scale = np.diag([radius, radius, radius, 1.0])
+    scale[:3, 3] = centre
+    matrices = {}
+    for i, (pose, (fx, fy, cx, cy)) in enumerate(zip(capture.poses, capture.intrinsics, strict=True)):
+        rotation = (pose[:, :3] * [1, -1, -1]).T
+        world = np.eye(4)
+        world[:3] = [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] @ np.column_stack([rotation, -rotation @ pose[:, 3]])
+        matrices |= {f"world_mat_{i}": world * (-1) ** i, f"world_mat_inv_{i}": np.linalg.inv(world), f"scale_mat_{i}": scale}
+    np.savez(root / name, **matrices)
 
 
 def save_transforms(root, content, name="transforms.json"):

@@ -8,9 +8,16 @@ import numpy as np
 import pytest
 
 from nerf.errors import UserError
-from nerf.evaluation import Rendered, evaluate, file_names, photo_on_white
+from nerf.evaluation import (
+    MEASURES,
+    Rendered,
+    evaluate,
+    file_names,
+    photo_on_white,
+)
 from nerf.images import depth_limits, depth_picture, error_picture, write_png
 from nerf.scene.cameras import Cameras
+from nerf.scene.masks import masks_of
 from nerf.scene.photos import Photos
 
 SIZES = [(24, 16), (20, 30), (24, 16), (33, 17)]  # width, height
@@ -30,7 +37,7 @@ def make_scene(channels=3, names=("a.png", "b.png", "c.png", "d.png")):
     )
     offsets = np.cumsum([0, *(width * height for width, height in SIZES)])
     photos = Photos(rng.integers(0, 256, (offsets[-1], channels), dtype=np.uint8), offsets)
-    return SimpleNamespace(cameras=cameras, photos=photos, names=list(names))
+    return SimpleNamespace(cameras=cameras, photos=photos, names=list(names), masks=None)
 
 
 def perfect(scene, offset=0.0, broken=()):
@@ -76,7 +83,7 @@ def test_files_and_numbers_in_the_folder(tmp_path):
     assert json.loads((folder / "metrics.json").read_text()) == result
     assert sorted(path.name for path in tmp_path.iterdir()) == ["inside"]
     written = sorted(path.name for path in folder.iterdir())
-    assert len(written) == 4 * 4 + 1
+    assert len(written) == 4 * 4 + 2
     for (width, height), image in zip(SIZES, result["images"], strict=True):
         for kind in ("rgb", "depth", "error", "photo"):
             assert read_png(folder / f"{image['file']}_{kind}.png").shape == (height, width, 3)
@@ -132,6 +139,67 @@ def test_alpha_is_composited_on_white():
     assert evaluate(lambda cameras, index: white, scene, [0])["psnr"] == pytest.approx(100)
 
 
+def test_masked_pixels_do_not_count(tmp_path):
+    """Whatever is rendered there, even what is not finite."""
+    scene = make_scene()
+    scene.photos.pixels[:] = 100
+    allowed = [np.ones((height, width), bool) for width, height in SIZES]
+    allowed[0][:8] = False
+    scene.masks = masks_of(allowed)
+
+    def render(cameras, index):
+        height, width = cameras.sizes[index][::-1]
+        rgb = np.full((height, width, 3), 110 / 255, dtype=np.float32)
+        rgb[:8], rgb[0, 0] = 1.0, np.nan
+        return Rendered(rgb, np.ones((height, width)), np.ones((height, width)))
+
+    masked, whole = evaluate(render, scene, [0, 2], tmp_path)["images"]
+    assert masked["non_finite"] == 0 and masked["psnr"] == pytest.approx(-20 * np.log10(10 / 255), abs=1e-4)
+    assert masked["ssim"] is not None and whole["non_finite"] == 1 and whole["psnr"] is None
+    assert (read_png(tmp_path / "a_error.png")[:8].sum(axis=-1) < 15).all()  # black: no error is counted there
+
+
+def test_the_contact_sheet_has_a_row_a_view_and_a_column_a_kind(tmp_path):
+    scene = make_scene()
+    evaluate(perfect(scene, 0.1), scene, [0, 1, 2, 3], tmp_path)
+    sheet = read_png(tmp_path / "contact_sheet.png").astype(int)
+    assert sheet.shape[0] == 22 * 5 + sum(height for _, height in SIZES) + 4 * 4
+    column, top = 33 + 4, 22  # the widest picture and a gap; the line of titles
+    for index, (width, height) in enumerate(SIZES):
+        for place, kind in enumerate(("photo", "rgb", "error", "depth")):
+            shown = sheet[top + 22 : top + 22 + height, 4 + place * column : 4 + place * column + width]
+            np.testing.assert_array_equal(shown, read_png(tmp_path / f"{scene.names[index][0]}_{kind}.png"))
+        top += 22 + height + 4
+    assert (sheet[22:44, :40] < 128).any()  # a caption is written
+
+
+def test_large_pictures_and_many_views_fit_a_contact_sheet(tmp_path, monkeypatch):
+    monkeypatch.setattr("nerf.evaluation.SHEET_ROWS", 3)
+    monkeypatch.setattr("nerf.images.THUMBNAIL", 10)
+    scene = make_scene()
+    evaluate(perfect(scene, 0.1), scene, [0, 1, 2, 3], tmp_path)
+    assert read_png(tmp_path / "contact_sheet.png").shape[:2] == (22 * 4 + 7 + 7 + 5 + 3 * 4, 4 * 14 + 4)  # views 0, 2 and 3
+    assert len(list(tmp_path.glob("*_rgb.png"))) == 4
+
+
+def test_lpips_is_measured_where_its_weights_are(monkeypatch):
+    scene, lines = make_scene(), []
+    assert evaluate(perfect(scene), scene, [0], report=lines.append)["lpips"] is None and "LPIPS is not measured" in lines[0]
+    monkeypatch.setattr("nerf.evaluation.lpips_missing", lambda: None)
+    monkeypatch.setitem(MEASURES, "lpips", lambda prediction, target: 0.25)
+    result = evaluate(perfect(scene, broken=(1,)), scene, [0, 1], report=lines.append)
+    assert result["lpips"] == 0.25 and [image["lpips"] for image in result["images"]] == [0.25, None] and "LPIPS 0.2500" in lines[-1]
+
+
+def test_rendering_speed_is_that_of_the_median_view(monkeypatch):
+    clock = iter([0, 0, 9, 9, 10, 10, 12, *range(12, 100)])  # the first view loads things for 9 s, the others take 1 and 2 s
+    monkeypatch.setattr("nerf.evaluation.time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    monkeypatch.setattr("nerf.evaluation.Progress.update", lambda *_: None)
+    scene = make_scene()
+    result = evaluate(perfect(scene), scene, [0, 2, 3])
+    assert [image["seconds"] for image in result["images"]] == [9, 1, 2] and result["frames_per_second"] == 0.5 and result["seconds"] == 4
+
+
 @pytest.mark.parametrize(
     ("indices", "words"),
     [
@@ -170,7 +238,8 @@ def test_progress_of_a_long_evaluation(monkeypatch):
     monkeypatch.setattr("nerf.evaluation.time", SimpleNamespace(perf_counter=lambda: next(clock)))
     scene, lines = make_scene(), []
     evaluate(perfect(scene), scene, [0, 1, 2, 3], report=lines.append)
-    assert len(lines) == 4 and all("of 4 held-out views, PSNR" in line and "s left" in line for line in lines[:3])
+    assert len(lines) == 5 and lines[0].startswith("LPIPS is not measured: ")
+    assert all("of 4 held-out views, PSNR" in line and "s left" in line for line in lines[1:4])
     assert lines[-1].startswith("4 held-out views: PSNR")
 
 

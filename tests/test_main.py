@@ -7,13 +7,15 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+import imageio.v3 as iio
 import numpy as np
 import pytest
 import torch
 
 import main
-from conftest import ROOT
+from conftest import DEVICES, ROOT
 from nerf import checkpoint
 
 SMALL = ["-O", "--device", "cpu", "--num_points", "1024", "--grid_size", "16", "--log2_table_size", "11", "--max_steps", "64", "--bound", "2"]
@@ -49,7 +51,7 @@ def broken(demo_scene, tmp_path):
 def test_scene_folder(fails, tmp_path, broken):
     assert "nowhere" in fails(tmp_path / "nowhere", *SMALL)
     shutil.rmtree(broken / "sparse")
-    assert "sparse/0" in fails(broken, *SMALL)
+    assert "colmap2nerf.py --images" in fails(broken, *SMALL)
 
 
 @pytest.mark.parametrize("name", ["cameras.bin", "images.bin", "points3D.bin"])
@@ -124,6 +126,63 @@ def test_checkpoints_that_do_not_fit(fails, monkeypatch, capsys, demo_scene, tmp
     assert "not.pth" in fails(*argv, "--ckpt", tmp_path / "not.pth")
 
 
+def same_numbers(one, other):
+    """Whether two evaluations say the same of every view, but for the time it took."""
+    told = [[{key: value for key, value in image.items() if key != "seconds"} for image in result["images"]] for result in (one, other)]
+    return told[0] == told[1] and all(one[key] == other[key] for key in ("psnr", "ssim", "lpips", "protocol", "count"))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_test_gives_the_numbers_of_the_end_of_training(monkeypatch, capsys, demo_scene, tmp_path, device):
+    """Also where a scene has other photos to test on than to validate on."""
+    model = [flag for flag in SMALL if flag not in ("--device", "cpu")]
+    scene = separate_test_photos(demo_scene, tmp_path / "scene")
+    argv = [scene, *model, "--device", device, "--hsm", "--workspace", tmp_path / "run"]
+    assert run(monkeypatch, capsys, *argv, "--iters", "24")[0] == 0
+    trained = json.loads((tmp_path / "run" / "results" / "metrics.json").read_text())
+    assert run(monkeypatch, capsys, *argv, "--test", "--test_no_video", "--test_no_mesh")[0] == 0
+    tested = json.loads((tmp_path / "run" / "results" / "metrics.json").read_text())
+    assert [image["name"] for image in trained["images"]] == [f"images/{name}" for name in TESTED] and same_numbers(trained, tested)
+    (line,) = [json.loads(text) for text in (tmp_path / "run" / "history.jsonl").read_text().splitlines()]
+    (validated,) = (tmp_path / "run" / "validation").iterdir()
+    assert line["psnr"] == json.loads((validated / "metrics.json").read_text())["psnr"] != trained["psnr"]
+
+
+TESTED = ["view_002.png", "view_003.png"]
+
+
+def separate_test_photos(demo, folder):
+    """The demo scene as a transforms.json in which some photos are for testing and one other for validation."""
+    from nerf.options import parse_options
+    from nerf.scene import load_scene
+
+    scene = load_scene(parse_options([str(demo), *SMALL]))
+    names = [Path(name).name for name in scene.names]
+    frames = [{"file_path": f"images/{name}", "transform_matrix": [*pose.tolist(), [0, 0, 0, 1]]} for name, pose in zip(names, scene.cameras.poses, strict=True)]
+    fx, fy, cx, cy = scene.cameras.intrinsics[0].tolist()
+    width, height = scene.cameras.sizes[0].tolist()
+    parts = {"test": TESTED, "val": ["view_001.png"]}
+    parts["train"] = [name for name in names if name not in parts["test"] + parts["val"]]
+    splits = {f"{part}_filenames": [f"images/{name}" for name in chosen] for part, chosen in parts.items()}
+    folder.mkdir()
+    (folder / "images").symlink_to(demo / "images")
+    (folder / "transforms.json").write_text(json.dumps({"fl_x": fx, "fl_y": fy, "cx": cx, "cy": cy, "w": width, "h": height, **splits, "frames": frames}))
+    return folder
+
+
+def test_the_video_follows_a_file(monkeypatch, capsys, fails, demo_scene, tmp_path):
+    argv = [demo_scene, *SMALL, "--workspace", tmp_path / "run"]
+    assert run(monkeypatch, capsys, *argv, "--iters", "8")[0] == 0
+    assert run(monkeypatch, capsys, *argv, "--test", "--test_no_mesh", "--video_frames", "4", "--camera_traj", "ellipse")[0] == 0
+    path = json.loads((tmp_path / "run" / "results" / "camera_path.json").read_text())
+    path |= {"camera_path": path["camera_path"][1:], "render_width": 41, "render_height": 31, "fps": 10}
+    (tmp_path / "path.json").write_text(json.dumps(path))
+    assert run(monkeypatch, capsys, *argv, "--test", "--test_no_mesh", "--camera_path", tmp_path / "path.json")[0] == 0
+    assert iio.imread(tmp_path / "run" / "results" / "rgb.mp4").shape == (3, 32, 42, 3)
+    assert "nowhere.json" in fails(*argv, "--test", "--test_no_mesh", "--camera_path", tmp_path / "nowhere.json")
+    assert "--video_frames" in fails(*argv, "--test", "--test_no_mesh", "--camera_path", tmp_path / "path.json", "--video_frames", "5")
+
+
 def test_train_resume_test_and_start_again(monkeypatch, capsys, demo_scene, tmp_path):
     folder = tmp_path / "run"
     argv = [demo_scene, *SMALL, "--hsm", "--workspace", folder]
@@ -138,8 +197,9 @@ def test_train_resume_test_and_start_again(monkeypatch, capsys, demo_scene, tmp_
     trained = json.loads((folder / "results" / "metrics.json").read_text())
     code, said, _ = run(monkeypatch, capsys, *argv, "--test", "--video_frames", "3")
     tested = json.loads((folder / "results" / "metrics.json").read_text())
-    assert code == 0 and tested["psnr"] == trained["psnr"]
-    assert {path.name for path in (folder / "results").glob("*.mp4")} == {"rgb.mp4", "depth.mp4"}
+    assert code == 0 and same_numbers(tested, trained)
+    assert {path.name for path in (folder / "results").glob("*.mp4")} == {"rgb.mp4", "depth.mp4", "opacity.mp4"}
+    assert len(iio.imread(folder / "results" / "rgb.mp4")) == 3
     assert len(list((folder / "results").glob("*_rgb.png"))) == tested["count"] == 3
     code, said, _ = run(monkeypatch, capsys, *argv, "--iters", "8", "--ckpt", "scratch")
     assert code == 0 and "previous_1" in said

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from nerf.metrics import psnr, quantise, ssim
+from nerf import metrics
+from nerf.metrics import lpips, lpips_missing, psnr, quantise, ssim
 
 
 def noisy_pair(height=24, width=31, seed=0):
@@ -91,3 +92,46 @@ def test_quantise_rounds_half_up_and_clips():
 def test_quantise_keeps_every_uint8():
     values = np.arange(256)
     np.testing.assert_array_equal(quantise(values / np.float32(255.0)), (values / 255.0).astype(np.float32))
+
+
+@pytest.fixture
+def no_weights(monkeypatch, tmp_path):
+    """A machine whose folder of weights is empty."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    metrics._lpips_network.cache_clear()
+    yield tmp_path
+    metrics._lpips_network.cache_clear()
+
+
+def test_without_its_weights_lpips_is_a_sentence_and_never_a_download(no_weights, monkeypatch):
+    def download(*_, **__):
+        raise AssertionError("a download was tried")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", download)
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    missing = lpips_missing()
+    assert missing.startswith("LPIPS is not measured: ") and "\n" not in missing
+
+
+def test_broken_weights_are_a_sentence(no_weights):
+    pytest.importorskip("torchvision", reason="torchvision is not installed")
+    (no_weights / "checkpoints").mkdir()
+    (no_weights / "checkpoints" / metrics.LPIPS_WEIGHTS).write_bytes(b"half a file")
+    assert "cannot be read" in lpips_missing() and "\n" not in lpips_missing()
+
+
+def test_lpips_with_weights_on_the_machine(no_weights):
+    """VGG's weights are random ones here, whose file is found where torch would have put its download."""
+    models = pytest.importorskip("torchvision.models", reason="torchvision is not installed")
+    (no_weights / "checkpoints").mkdir()
+    torch.manual_seed(0)
+    torch.save(models.vgg16(weights=None).state_dict(), no_weights / "checkpoints" / metrics.LPIPS_WEIGHTS)
+    assert lpips_missing() is None
+    prediction, target = noisy_pair(32, 40)
+    near, far = lpips(target * 0.98, target), lpips(prediction, target)
+    assert 0 < near < far and lpips(target, target) == pytest.approx(0, abs=1e-6)
+    assert far == pytest.approx(lpips(prediction, target))  # nothing is left of one call in the next
+    prediction[0, 0] = np.nan
+    assert math.isnan(lpips(prediction, target)) and math.isnan(lpips(np.zeros((15, 40, 3)), np.zeros((15, 40, 3))))
+    with pytest.raises(ValueError, match="must be equal"):
+        lpips(np.zeros((32, 32, 3)), np.zeros((32, 31, 3)))

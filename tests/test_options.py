@@ -84,7 +84,7 @@ def test_a_negation_beats_the_preset_wherever_it_stands(line):
 
 @pytest.mark.parametrize("name", SWITCHES)
 def test_every_switch_has_a_negation(name):
-    companions = {"test_no_video": " --test"}.get(name, "")
+    companions = {"test_no_video": " --test", "test_no_mesh": " --test"}.get(name, "")
     assert getattr(parse(f"scene --{name}{companions}"), name) is True
     assert getattr(parse(f"scene --{name}{companions} --no-{name}"), name) is False
 
@@ -115,6 +115,9 @@ def test_negative_numbers_are_values(value):
         ("-O2 --mark_untrained", ["--mark_untrained", "-O2"]),
         ("--eval_cnt 3 --val_checkpoint 60", ["--eval_cnt", "--val_checkpoint"]),
         ("--pose_lr 1e-3", ["--pose_lr", "--refine_poses"]),
+        ("--export_points 100", ["--export_points", "--test"]),
+        ("--test_no_mesh", ["--test_no_mesh", "--test"]),
+        ("--test --test_no_mesh --mcubes_reso 64", ["--test_no_mesh", "--mcubes_reso"]),
     ],
 )
 def test_contradictions_name_both_flags(line, named):
@@ -202,7 +205,7 @@ def test_help_shows_every_flag_on_a_line_of_its_own_with_its_default(capsys):
         assert len(mine) == 1, entry.name
         assert mine[0].endswith("]") and entry.metadata["help"] in mine[0]
     headings = [line for line in lines if line and not line.startswith(" ") and line.endswith(":")]
-    assert len(headings) == 9
+    assert len(headings) == 10
     assert max(map(len, lines)) <= 150
 
 

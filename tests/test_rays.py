@@ -28,12 +28,12 @@ def three_photos(channels=3):
 
 def source_of(scene, indices, **changes):
     views = Views(scene.cameras, scene.aabb, torch.device("cpu"))
-    return RaySource(scene, np.array(indices), views, 500, **{"preload": True, "mixed": True, "seed": 0} | changes), views
+    return RaySource(scene, np.array(indices), views, 500, **{"cache": "auto", "preload": True, "mixed": True, "seed": 0} | changes), views
 
 
 def drawn(source, count=500, seed=0):
     """A batch of fresh random numbers."""
-    source.fetch()
+    source.fetch(seed)
     return source.draw(torch.rand(500, 3, generator=torch.Generator().manual_seed(seed)), torch.tensor([count], dtype=torch.int32))
 
 

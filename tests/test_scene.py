@@ -179,17 +179,6 @@ def test_bound(tmp_path):
     assert scene.bound == 3 and any("bound 3 (as given" in note for note in scene.notes)
 
 
-def test_vis_pose(tmp_path):
-    ring_scene(tmp_path)
-    load_scene(options(tmp_path, vis_pose=True, workspace=tmp_path / "new" / "workspace"))
-    glb = (tmp_path / "new" / "workspace" / "poses.glb").read_bytes()
-    png = (tmp_path / "new" / "workspace" / "poses.png").read_bytes()
-    assert glb[:4] == b"glTF" and len(glb) > 2000 and png[:4] == b"\x89PNG" and len(png) > 10_000
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="--workspace"):
-        load_scene(options(tmp_path, vis_pose=True, workspace=tmp_path / "file"))
-
-
 def test_missing_folder(tmp_path):
     with pytest.raises(UserError, match="no such folder"):
         load_scene(options(tmp_path / "nowhere"))
@@ -212,7 +201,7 @@ def test_memory_is_stated_before_decoding(tmp_path, capsys, monkeypatch):
     ring_scene(tmp_path)
     monkeypatch.setattr("nerf.scene.photos._available_memory", lambda: 1000)
     with pytest.raises(UserError, match="larger --downscale"):
-        load_scene(options(tmp_path))
+        load_scene(options(tmp_path, image_cache="cpu"))
     assert capsys.readouterr().out == "loading 9 photos, 0.00 GiB as uint8\n"
 
 

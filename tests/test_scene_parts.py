@@ -8,7 +8,7 @@ from PIL import Image
 
 from nerf.errors import UserError
 from nerf.scene.cameras import check_intrinsics, rigid_poses
-from nerf.scene.extent import MIN_NEAR, scene_box, view_limits
+from nerf.scene.extent import MIN_NEAR, no_distances, scene_box, seen_distances, view_limits
 from nerf.scene.normalise import (
     nearest_to_axes,
     rotation_between,
@@ -134,11 +134,15 @@ def test_trimmed_mean_survives_an_outlier():
     assert np.allclose(trimmed_mean(np.ones((1, 3))), 1)
 
 
+def limits(points, seen, positions, options):
+    return view_limits(seen_distances(points, seen, positions), options)
+
+
 def test_view_limits_survive_an_outlier():
     random = np.random.default_rng(5)
     points = np.concatenate([random.uniform(-1, 1, size=(100, 3)), [[1e5, 0, 0], [0, 0, 10.001]]])
     seen, positions = [np.arange(102), np.arange(3), np.zeros(0, dtype=int)], np.array([[0, 0, 10.0]] * 3)
-    near, far, notes = view_limits(points, seen, positions, SimpleNamespace(min_near=0.1, enable_cam_near_far=True))
+    near, far, notes = limits(points, seen, positions, SimpleNamespace(min_near=0.1, enable_cam_near_far=True))
     assert 0.9 * 8.9 < near[0] < 0.9 * 10 and 1.1 * 10 < far[0] < 1.1 * 12
     distances = np.linalg.norm(points[:3] - (0, 0, 10), axis=1)
     assert np.isclose(near[1], 0.9 * distances.min()) and np.isclose(far[1], 1.1 * distances.max())
@@ -149,14 +153,14 @@ def test_views_start_before_the_nearest_point_of_all():
     points, seen = np.array([[0, 0, 0], [0, 0, 0.5], [0, 0, 1]]), [np.arange(3), np.array([0, 1]), np.zeros(0, dtype=int)]
     positions = np.array([[0, 0, 10.0], [0, 0, 8.0], [0, 0, 1.1]])  # the last is next to a point, but does not see it
     start = SimpleNamespace(min_near=None, enable_cam_near_far=False)
-    near, far, notes = view_limits(points, seen, positions, start)
+    near, far, notes = limits(points, seen, positions, start)
     assert (near == 0.75 * 7.5).all() and (far == np.inf).all() and "nearest sparse point" in notes[0]
-    near, far, _ = view_limits(points, seen, positions, SimpleNamespace(min_near=None, enable_cam_near_far=True))
+    near, far, _ = limits(points, seen, positions, SimpleNamespace(min_near=None, enable_cam_near_far=True))
     assert np.allclose(near, [8.1, 6.75, 0.75 * 7.5]) and np.allclose(far, [11, 8.8, np.inf])
-    near, _, notes = view_limits(points, seen, positions, SimpleNamespace(min_near=7.0, enable_cam_near_far=False))
+    near, _, notes = limits(points, seen, positions, SimpleNamespace(min_near=7.0, enable_cam_near_far=False))
     assert (near == 7).all() and "as given" in notes[0]
-    assert (view_limits(points / 1e3, seen, positions / 1e3, start)[0] == np.float32(MIN_NEAR)).all()
-    assert (view_limits(None, None, positions, start)[0] == np.float32(MIN_NEAR)).all()
+    assert (limits(points / 1e3, seen, positions / 1e3, start)[0] == np.float32(MIN_NEAR)).all()
+    assert (view_limits(no_distances(3), start)[0] == np.float32(MIN_NEAR)).all()
 
 
 def test_scene_box():

@@ -220,5 +220,5 @@ def test_half_precision_really_runs_and_learns(make_trainer):
 @pytest.mark.gpu
 def test_photos_in_host_memory_train_too(make_trainer):
     trainer = make_trainer("--hsm", "--no-preload", device="cuda")
-    assert not trainer.step.source.preloaded and trainer.step.source.pixels.device.type == "cpu"
+    assert not trainer.step.source.on_device and not trainer.scene.photos.on_disk
     assert advance(trainer, 400).squared_error < 10**-2

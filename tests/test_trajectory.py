@@ -5,7 +5,14 @@ import numpy as np
 import pytest
 
 from nerf.scene.cameras import Cameras
-from nerf.trajectory import attention_centre, circle, interpolated
+from nerf.trajectory import (
+    PATHS,
+    attention_centre,
+    circle,
+    ellipse,
+    interpolated,
+    spiral,
+)
 from scene_files import options
 
 
@@ -58,7 +65,7 @@ def steps(path):
     return distances, np.degrees(np.arccos(np.clip(cosine, -1, 1)))
 
 
-@pytest.mark.parametrize("make", [interpolated, circle])
+@pytest.mark.parametrize("make", PATHS.values())
 def test_what_every_path_is(make):
     cameras = orbit(jitter=0.1)
     path = make(cameras, 60)
@@ -69,7 +76,7 @@ def test_what_every_path_is(make):
     np.testing.assert_array_equal(make(cameras, 60).poses, path.poses)
 
 
-@pytest.mark.parametrize("make", [interpolated, circle])
+@pytest.mark.parametrize("make", PATHS.values())
 def test_paths_are_closed_and_even(make):
     distances, angles = steps(make(orbit(jitter=0.1), 120))
     assert distances.max() < 3 * np.median(distances)
@@ -119,6 +126,51 @@ def test_circle_keeps_height_radius_and_looks_at_the_centre():
     np.testing.assert_allclose(path.poses[0, :, 3], orbit().poses[0, :, 3], atol=1e-2)
 
 
+def room(count=60, half=(3.0, 1.0), turn=0.5, height=0.4):
+    """Cameras on an ellipse, its long axis turned by `turn` from x, looking at the origin."""
+    angles = 2 * np.pi * np.arange(count) / count
+    x, y = half[0] * np.cos(angles), half[1] * np.sin(angles)
+    places = np.stack([x * np.cos(turn) - y * np.sin(turn), x * np.sin(turn) + y * np.cos(turn), np.full(count, height)], axis=1)
+    return make_cameras([look_at(place, (0, 0, 0)) for place in places])
+
+
+def test_the_ellipse_follows_a_long_room_at_an_even_speed():
+    path = ellipse(room(), 80)
+    places = path.poses[:, :, 3].astype(np.float64)
+    along = places[:, :2] @ [[np.cos(0.5), -np.sin(0.5)], [np.sin(0.5), np.cos(0.5)]]
+    share = np.percentile(np.abs(np.cos(2 * np.pi * np.arange(60) / 60)), 90)
+    np.testing.assert_allclose(np.abs(along).max(axis=0), [3.0 * share, 1.0 * share], rtol=0.03)
+    np.testing.assert_allclose((along[:, 0] / 3.0) ** 2 + along[:, 1] ** 2, share**2, atol=0.02)
+    np.testing.assert_allclose(places[:, 2], 0.4, atol=0.01)
+    distances = steps(path)[0]
+    assert distances.max() < 1.05 * distances.min()
+    towards = -places / np.linalg.norm(places, axis=1, keepdims=True)
+    assert np.einsum("ni,ni->n", -path.poses[:, :, 2], towards).min() > 0.999
+
+
+def facing_forward(target=None):
+    """A wall of cameras in the plane x = 0, all looking along x, or at a target on that axis."""
+    grid = [(0.0, y, z) for y in np.linspace(-1, 1, 5) for z in np.linspace(-0.5, 0.5, 3)]
+    return make_cameras([look_at(place, np.add(place, (1, 0, 0)) if target is None else target) for place in grid])
+
+
+def test_the_spiral_stays_in_the_wall_of_cameras_and_looks_at_one_point():
+    path = spiral(facing_forward((5, 0, 0)), 120)
+    places = path.poses[:, :, 3].astype(np.float64)
+    np.testing.assert_allclose(np.abs(places).max(axis=0), [0.0, 1.0, 0.5], atol=0.01)
+    away = np.array([5.0, 0, 0]) - places
+    assert np.einsum("ni,ni->n", -path.poses[:, :, 2], away / np.linalg.norm(away, axis=1, keepdims=True)).min() > 0.999
+    angles = np.unwrap(np.arctan2(2 * places[:, 2], places[:, 1]))
+    assert abs(angles[-1] - angles[0]) == pytest.approx(4 * np.pi, abs=0.2)  # two turns
+
+
+def test_the_spiral_of_parallel_cameras_looks_at_four_times_the_nearest_depth():
+    path = spiral(facing_forward(), 40)
+    places, forward = path.poses[:, :, 3].astype(np.float64), -path.poses[:, :, 2].astype(np.float64)
+    met = places + forward * ((1.2 - places[:, 0]) / forward[:, 0])[:, None]  # near is 0.3
+    np.testing.assert_allclose(met, np.broadcast_to([1.2, 0, 0], met.shape), atol=1e-3)
+
+
 def degenerate_rows():
     straight = look_at((0, 0, 0), (1, 0, 0))
     shifted = np.array([np.concatenate([straight[:, :3], [[0], [0.1 * i], [0]]], axis=1) for i in range(7)])
@@ -136,7 +188,7 @@ def degenerate_rows():
     }
 
 
-@pytest.mark.parametrize("make", [interpolated, circle])
+@pytest.mark.parametrize("make", PATHS.values())
 @pytest.mark.parametrize("name", degenerate_rows())
 def test_degenerate_rows_of_cameras(make, name):
     check_path(make(make_cameras(degenerate_rows()[name]), 25), 25)
@@ -146,7 +198,7 @@ def test_a_photo_of_one_pixel_becomes_two():
     assert tuple(interpolated(make_cameras(orbit().poses, size=(1, 1)), 1).sizes[0]) == (2, 2)
 
 
-@pytest.mark.parametrize("make", [interpolated, circle])
+@pytest.mark.parametrize("make", PATHS.values())
 def test_nothing_to_go_through(make):
     with pytest.raises(ValueError, match="cameras is empty"):
         make(orbit().select(slice(0, 0)), 10)
@@ -160,7 +212,7 @@ def test_paths_of_real_scenes_stay_among_the_cameras(scene_data, name, data_form
 
     scene = load_scene(options(scene_data(name), data_format=data_format, downscale=2, workspace=str(tmp_path)))
     cameras = scene.cameras.select(scene.train)
-    for make in (interpolated, circle):
+    for make in PATHS.values():
         path = make(cameras, 100)
         check_path(path, 100)
         distances, angles = steps(path)

@@ -11,7 +11,7 @@ import pytest
 from nerf.errors import UserError
 from nerf.scene import FISHEYE, PERSPECTIVE, load_scene
 from nerf.scene.transforms import read_transforms
-from scene_files import options, ring_scene, ring_transforms, save_transforms
+from scene_files import options, ring_scene, ring_transforms, save_transforms, write_mask
 
 
 def nerf(root, **changes):
@@ -30,18 +30,24 @@ def test_instant_ngp(tmp_path):
 
 
 def test_nerfstudio(tmp_path):
-    """A lens a frame overrides the head of the file; masks and the applied transform are named and left alone."""
+    """A lens a frame overrides the head of the file; a mask is read; depths and the applied transform are named and left alone."""
     content = ring_transforms(tmp_path)
     content |= {"camera_model": "OPENCV", "applied_transform": np.eye(4)[:3].tolist()}
     content["frames"][2] |= {"camera_model": "OPENCV_FISHEYE", "fl_x": 50, "fl_y": 51, "cx": 30, "cy": 20, "k1": 0.1, "k4": 0.4}
-    content["frames"][3] |= {"mask_path": "masks/003.png", "w": 32, "h": 24}
+    content["frames"][3] |= {"mask_path": "masks/003.png", "depth_file_path": "depths/003.png", "w": 32, "h": 24}
     save_transforms(tmp_path, content)
+    with pytest.raises(UserError, match="mask_path of images/003.png names .*masks/003.png, which is not there"):
+        load_scene(nerf(tmp_path))
+    mask = np.arange(48 * 64).reshape(48, 64) % 7 != 0
+    write_mask(tmp_path / "masks" / "003.png", mask)
     scene = load_scene(nerf(tmp_path))
     assert scene.cameras.lens.tolist() == [0, 0, FISHEYE, 0, 0, 0, 0, 0, 0]
     assert np.allclose(scene.cameras.intrinsics[[0, 2, 3]], [[60, 61, 32, 24], [50, 51, 30, 20], [120, 122, 64, 48]])
     assert np.allclose(scene.cameras.distortion[2], [0.1, 0, 0, 0.4, 0, 0]) and not scene.cameras.distortion[0].any()
     assert any("applied_transform is ignored" in note for note in scene.notes)
-    assert any("mask_path is ignored" in note for note in scene.notes)
+    assert any("depth_file_path is ignored" in note for note in scene.notes)
+    assert np.array_equal(scene.masks.image(3, (64, 48)), mask) and scene.masks.image(0, (64, 48)).all()
+    assert any("masks for 1 of 9 photos" in note for note in scene.notes)
 
 
 def test_fisheye_of_instant_ngp(tmp_path):
@@ -139,7 +145,7 @@ def test_values_that_make_no_sense(tmp_path):
     nan[0, 3], mirrored[:, 0], flat[:, 0] = np.nan, -mirrored[:, 0], flat[:, 1]
     for bad, message in [
         (changed(content, fl_x="wide"), "fl_x is 'wide'"), (changed(content, fl_x=float("nan")), "fl_x is nan"),
-        (changed(content, fl_x=-5), "intrinsics"), (changed(content, 2, k1=float("inf")), "frame 2.*k1 is inf"),
+        (changed(content, fl_x=-5), "intrinsics"), (changed(content, fl_x=0, fl_y=None), "intrinsics"), (changed(content, 2, k1=float("inf")), "frame 2.*k1 is inf"),
         (changed(content, cx=True), "cx is True"), (changed(content, camera_model="EQUIRECTANGULAR"), "'EQUIRECTANGULAR' is not supported"),
         (changed(content, 3, transform_matrix=nan.tolist()), "003.png: the camera pose holds NaN"),
         (changed(content, 3, transform_matrix=mirrored.tolist()), "003.png: the camera pose mirrors"),

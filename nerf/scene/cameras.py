@@ -77,6 +77,6 @@ def check_intrinsics(intrinsics, distortion, labels):
     """
     for label, row, lens_row in zip(labels, intrinsics, distortion, strict=True):
         values = np.concatenate([row, lens_row])
-        if not ((np.abs(values) < LARGEST).all() and row[:2].min() > 0):  # NaN compares false
+        if not ((np.abs(values) < LARGEST).all() and row[:2].min() > 1 / LARGEST):  # NaN compares false
             values = ", ".join(f"{value:.6g}" for value in values)
             raise UserError(f"{label}: the intrinsics fx, fy, cx, cy, k1..k4, p1, p2 = {values} are not those of a camera; {REMEDY}")

@@ -1,6 +1,7 @@
 """Reader of COLMAP scenes: a sparse model beside a folder `images` (and, for `--downscale N`, `images_N`)."""
 
 import os
+from itertools import pairwise
 
 import numpy as np
 
@@ -9,17 +10,26 @@ from nerf.scene.cameras import FISHEYE, OPENCV_TO_OPENGL, PERSPECTIVE
 from nerf.scene.capture import Capture
 from nerf.scene.colmap_model import model_kind, read_model
 from nerf.scene.folder import listing, reduced
+from nerf.scene.masks import named_masks
 
-MODEL_FOLDERS = ("sparse/0", "colmap_sparse/0", "colmap")
+MODEL_FOLDERS = ("sparse/0", "colmap_sparse/0", "colmap", "sparse", "colmap/sparse/0")
+
+
+def find_model(root):
+    """The folder of the sparse model of the scene in folder `root`, or None."""
+    return next((root / name for name in MODEL_FOLDERS if model_kind(root / name)), None)
 
 
 def read_colmap(root, options):
     """Capture of the COLMAP scene in folder `root`, in file-name order.
 
-    options: downscale. Raises UserError for a missing or malformed model, and where no photo is found.
+    options: downscale. Raises UserError for a malformed model, and where no photo is found.
     """
-    model = read_model(_model_folder(root))
+    model = read_model(find_model(root))
     registered = sorted(model.images, key=lambda image: image.name)
+    twice = next((one.name for one, other in pairwise(registered) if one.name == other.name), None)
+    if twice:
+        raise UserError(f"{model.folder}: the model registers {twice} twice, so one of the two poses is wrong; run COLMAP again")
     places = [reduced(root, f"images/{image.name}", options.downscale) for image in registered]
     there = [os.path.isfile(place) for place in places]
     images = [image for image, is_there in zip(registered, there, strict=True) if is_there]
@@ -30,6 +40,7 @@ def read_colmap(root, options):
     poses = np.stack([_camera_to_world(image) for image in images])
     intrinsics = np.array([_intrinsics(camera.parameters) for camera in cameras])
     distortion = np.array([[camera.parameters.get(key, 0.0) for key in ("k1", "k2", "k3", "k4", "p1", "p2")] for camera in cameras])
+    masks, notes = named_masks(root, [image.name for image in images], options.downscale)
     return Capture(
         source=model.folder, files=files, names=[image.name for image in images],
         at_full_size=np.array([file == root / "images" / image.name for file, image in zip(files, images, strict=True)]),
@@ -38,23 +49,16 @@ def read_colmap(root, options):
         lens=np.array([FISHEYE if "FISHEYE" in camera.model else PERSPECTIVE for camera in cameras], dtype=np.int32),
         points=model.points if len(model.points) else None,
         seen=[_rows_of(image.point_ids, model.point_ids) for image in images] if len(model.points) else None,
-        notes=_notes(root, model, cameras, files, registered))
-
-
-def _model_folder(root):
-    for name in MODEL_FOLDERS:
-        if (root / name).is_dir() and model_kind(root / name):
-            return root / name
-    nerf = any(root.glob("transforms*.json"))
-    remedy = "pass --data_format nerf, as there is a transforms file" if nerf else "run COLMAP on the photos first"
-    raise UserError(f"{root}: no sparse COLMAP model (looked for cameras and images, .bin or .txt, in {', '.join(MODEL_FOLDERS)}; "
-                    f"the folder holds {listing(root)}); {remedy}")
+        masks=masks, notes=[*_notes(root, model, cameras, files, registered), *notes])
 
 
 def _no_photo(root, model, registered, places):
     if not registered:
         return f"{model.folder}: the model registers no image, so COLMAP found no pose; take more overlapping photos and run it again"
     folder = root / places[0].relative_to(root).parts[0]
+    smaller = [entry.name for entry in root.glob("images_*") if entry.is_dir() and entry.name[7:].isdecimal()]
+    if not folder.is_dir() and smaller:
+        return f"{root}: there is no folder {folder.name}, but {smaller[0]}; pass --downscale {smaller[0][7:]}"
     held = f"which holds {listing(folder)}" if folder.is_dir() else "which does not exist"
     return (f"{root}: none of the {len(registered)} photos that {model.folder} registers is in {folder}, {held} "
             f"(looked for {registered[0].name} and others); put the photos there")

@@ -1,5 +1,7 @@
 """Extent: how large the cube is that gets a field, which box in it is worth marching through, and how far each view sees."""
 
+from dataclasses import dataclass
+
 import numpy as np
 
 BOUNDS = (2.0, 4.0, 8.0, 16.0)  # not 1: photos show more than their sparse points, which may lie on one object alone
@@ -21,32 +23,47 @@ MIN_NEAR = 0.05
 NEAR_SHARE = 0.75
 
 
-def scene_bound(points, synthetic, options):
-    """Half the side of the scene cube, and a note that says why. points [p,3] in the world, or None.
+@dataclass(frozen=True)
+class Distances:
+    """least, most [n] float64: how near and how far each view is known to see, in world units; inf and 0 for a view of which nothing is
+    known; what: by what it is known, or None where it is known of no view."""
+
+    least: np.ndarray
+    most: np.ndarray
+    what: str | None
+
+
+def scene_bound(marks, capture, options):
+    """Half the side of the scene cube, and a note that says why. marks: Landmarks in the world, or None.
 
     With --contract the cube is that of contracted space, whatever --bound says: there --bound is the reach of the rays (see scene_box).
     """
-    radii = None if points is None else np.abs(points).max(axis=1)
     if options.contract:
         return CONTRACTED_BOUND, f"bound {CONTRACTED_BOUND:g} (--contract folds all space within {_reach(options):g} into it)"
     if options.bound is not None:
-        return float(options.bound), f"bound {options.bound:g} (as given{_share(radii, options.bound)})"
-    if synthetic:
+        return float(options.bound), f"bound {options.bound:g} (as given{_share(marks, options.bound)})"
+    if capture.synthetic:
         return 1.0, "bound 1 (usual for NeRF-synthetic scenes; --bound changes it)"
-    if radii is None:
+    if capture.framed:
+        return 1.0, "bound 1 (the unit sphere of the file; --bound changes it)"
+    if marks is None:
         return 2.0, "bound 2 (there are no sparse points to tell; --bound changes it)"
     for bound in BOUNDS:
-        if (radii <= bound).mean() >= SHARE_INSIDE:
-            return bound, f"bound {bound:g} (the smallest of 2, 4, 8, 16 that suffices{_share(radii, bound)}; --bound changes it)"
-    return BOUNDS[-1], f"bound {BOUNDS[-1]:g} (the largest there is{_share(radii, BOUNDS[-1])}; consider -O2, or --bound)"
+        if _inside(marks, bound) >= SHARE_INSIDE:
+            return bound, f"bound {bound:g} (the smallest of 2, 4, 8, 16 that suffices{_share(marks, bound)}; --bound changes it)"
+    return BOUNDS[-1], f"bound {BOUNDS[-1]:g} (the largest there is{_share(marks, BOUNDS[-1])}; consider -O2, or --bound)"
 
 
 def _reach(options):
     return CONTRACTED_REACH if options.bound is None else float(options.bound)
 
 
-def _share(radii, bound):
-    return "" if radii is None else f", {100 * (radii <= bound).mean():.1f} % of the sparse points are inside"
+def _inside(marks, bound):
+    return (np.abs(marks.points).max(axis=1) <= bound).mean()
+
+
+def _share(marks, bound):
+    return "" if marks is None else f", {100 * _inside(marks, bound):.1f} % of the {marks.noun}s are inside"
 
 
 def scene_box(points, positions, bound, options):
@@ -66,42 +83,40 @@ def scene_box(points, positions, bound, options):
     return np.concatenate([low, high]).astype(np.float32) if (high > low).all() else cube
 
 
-def view_limits(points, seen, positions, options):
+def view_limits(distances, options):
     """Where each view starts and ends, as distances along its rays in the world, and notes that say why.
 
     Args:
-        points: [p,3] sparse points in the world, or None; seen: for each view the rows of `points` that it observes, or None.
-        positions: [n,3] of the cameras; options: min_near (None = automatic), enable_cam_near_far.
+        distances: Distances of the n views; options: min_near (None = automatic), enable_cam_near_far.
     Returns:
         near, far [n] float32 (far inf where there is no limit), notes.
     """
-    known = points is not None and seen is not None
-    least, most = _distances(points, seen, positions) if known else (np.full(len(positions), fill) for fill in (np.inf, 0))
-    start, why = _start(least, options.min_near)
-    near, far = np.full(len(positions), start), np.full(len(positions), np.inf)
-    if options.enable_cam_near_far and known:
-        sighted = np.isfinite(least)
+    least, most, what = distances.least, distances.most, distances.what
+    start, why = _start(least, options.min_near, what)
+    near, far = np.full(len(least), start), np.full(len(least), np.inf)
+    sighted = np.isfinite(least)
+    if options.enable_cam_near_far and what:
         near[sighted], far[sighted] = np.maximum(NEAR_MARGIN * least[sighted], start), FAR_MARGIN * most[sighted]
         why = f"views are limited to distances from {near.min():.3g} to {far[sighted].max(initial=0):.3g} (--enable_cam_near_far)"
-        why += f"; {(~sighted).sum()} see no sparse point and have no limits" * bool((~sighted).any())
+        why += f"; {(~sighted).sum()} see no {what} and have no limits" * bool((~sighted).any())
     notes = [why]
-    if options.enable_cam_near_far and not known:
-        notes.append("--enable_cam_near_far has no effect, because there are no sparse points")
+    if options.enable_cam_near_far and not what:
+        notes.append("--enable_cam_near_far has no effect, because nothing says how far the views see")
     return near.astype(np.float32), far.astype(np.float32), notes
 
 
-def _start(least, min_near):
+def _start(least, min_near, what):
     """The distance at which all views start, and a note."""
     if min_near is not None:
         return min_near, f"views start at {min_near:g} (as given)"
     start = NEAR_SHARE * least.min()
     if not MIN_NEAR < start < np.inf:
         return MIN_NEAR, f"views start at {MIN_NEAR:g} (--min_near changes it)"
-    return start, f"views start at {start:.3g} (3/4 of the way to the nearest sparse point of all; --min_near changes it)"
+    return start, f"views start at {start:.3g} (3/4 of the way to the nearest {what} of all; --min_near changes it)"
 
 
-def _distances(points, seen, positions):
-    """Least and greatest distance [n] from each camera to the points it sees, outliers dropped; inf and 0 for a view that sees none."""
+def seen_distances(points, seen, positions):
+    """Distances from cameras at positions [n,3] to the sparse points [p,3] they see, outliers dropped; seen [n]: rows of `points`."""
     least, most = np.full(len(positions), np.inf), np.zeros(len(positions))
     for i, (rows, position) in enumerate(zip(seen, positions, strict=True)):
         if not len(rows):
@@ -109,4 +124,16 @@ def _distances(points, seen, positions):
         distances = np.sort(np.linalg.norm(points[rows] - position, axis=1))
         drop = max(1, round(DROPPED * len(rows))) if len(rows) >= FEWEST else 0
         least[i], most[i] = distances[drop], distances[len(rows) - 1 - drop]
-    return least, most
+    return Distances(least, most, "sparse point")
+
+
+def stated_distances(capture, scale):
+    """Distances by the depths that a Capture states, `scale` world units a file unit: to the corners of the picture a ray is longer."""
+    corners = np.maximum(capture.intrinsics[:, 2:], capture.full_sizes - capture.intrinsics[:, 2:]) / capture.intrinsics[:, :2]
+    stretch = np.sqrt(1 + (corners**2).sum(axis=1))
+    return Distances(scale * capture.depths[:, 0], scale * stretch * capture.depths[:, 1], "stated depth")
+
+
+def no_distances(count):
+    """Distances of `count` views of which nothing is known."""
+    return Distances(np.full(count, np.inf), np.zeros(count), None)

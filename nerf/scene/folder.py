@@ -1,20 +1,28 @@
 """The scene folder: where photos are, and what to say when something is not where it should be."""
 
+import os
+import shlex
 from itertools import islice
 from pathlib import Path
 
 from nerf.errors import UserError
 
 LISTED = 12
+PHOTO_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif")
+VIDEO_ENDINGS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v")
 
 
 def scene_folder(path):
     """The folder `path`, absolute. Raises UserError where there is none."""
     folder = Path(path).expanduser()
+    if folder.is_file() and folder.suffix.lower() in VIDEO_ENDINGS:
+        raise UserError(f"{path} is a video; make a scene of it by: python scripts/colmap2nerf.py --video {shlex.quote(str(path))} --run_colmap")
     if folder.is_file():
         raise UserError(f"{path} is a file; pass the folder that holds the photos and the camera poses")
     if not folder.is_dir():
         raise UserError(f"{path}: no such folder; pass the folder that holds the photos and the camera poses")
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise UserError(f"{path}: the folder may not be read by this user; change its permissions or copy it")
     return folder.resolve()
 
 
@@ -23,6 +31,11 @@ def listing(folder):
     entries = list(islice(folder.iterdir(), LISTED + 1))
     names = sorted(entry.name + "/" * entry.is_dir() for entry in entries[:LISTED])
     return (", ".join(names) or "nothing") + (", ..." if len(entries) > LISTED else "")
+
+
+def photo_files(folder):
+    """The files in `folder` (not below) whose names end as photos' do, sorted by name; hidden ones, such as macOS' ._ copies, left out."""
+    return sorted(entry for entry in folder.iterdir() if not entry.name.startswith(".") and entry.suffix.lower() in PHOTO_ENDINGS and entry.is_file())
 
 
 def reduced(root, relative, downscale):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nerf.errors import UserError
+from nerf.scene.capture import landmarks
 
 SYNTHETIC_SCALE = 0.8
 AUTO = -1.0
@@ -48,13 +49,18 @@ def world_transform(capture, poses, options):
         raise UserError(f"--scale {options.scale}: the scale has to be positive, or -1 for an automatic one")
     offset = np.array(options.offset, dtype=np.float64)
     positions = poses[:, :, 3]
-    if capture.synthetic:
+    if capture.framed:
+        rotation, up = upright(poses)
+        centre, scale, how = np.zeros(3), 1.0, "that of the file, whose unit sphere holds the object"
+        notes = [f"world axes: {up}"]
+    elif capture.synthetic:
         rotation, centre, notes = np.eye(3), np.zeros(3), []
         scale, how = SYNTHETIC_SCALE, "the usual one for NeRF-synthetic scenes"
     else:
         rotation, up = upright(poses)
-        centre, where = _centre(capture, poses, options.enable_cam_center)
-        scale, how = _unit_scale(positions, centre, capture.points)
+        marks = landmarks(capture, poses)
+        centre, where = _centre(marks, poses, options.enable_cam_center)
+        scale, how = _unit_scale(positions, centre, marks)
         notes = [f"world axes: {up}", f"world centre: {where}"]
     if options.scale != AUTO:
         scale, how = options.scale, "as given"
@@ -101,25 +107,25 @@ def trimmed_mean(points):
     return points[inside].mean(axis=0) if inside.any() else np.median(points, axis=0)
 
 
-def _centre(capture, poses, at_cameras):
+def _centre(marks, poses, at_cameras):
     mean = poses[:, :, 3].mean(axis=0)
     if at_cameras:
         return mean, "the mean camera"
-    if capture.points is not None:
-        return trimmed_mean(capture.points), "the mean sparse point, outliers apart (--enable_cam_center takes the mean camera)"
+    if marks is not None:
+        return trimmed_mean(marks.points), f"the mean {marks.noun}, outliers apart (--enable_cam_center takes the mean camera)"
     point = nearest_to_axes(poses)
     if point is None:
         return mean, "the mean camera, because the optical axes are nearly parallel (--offset shifts the scene)"
     return point, "the point nearest to all optical axes (--enable_cam_center takes the mean camera)"
 
 
-def _unit_scale(positions, centre, points):
+def _unit_scale(positions, centre, marks):
     radius = np.linalg.norm(positions - centre, axis=1).max()
     negligible = 1e-6 * (1 + np.abs(positions).max())
     if radius > negligible:
         return 1 / radius, "the farthest camera is at distance 1"
-    if points is not None:
-        distance = np.median(np.linalg.norm(points - centre, axis=1))
+    if marks is not None:
+        distance = np.median(np.linalg.norm(marks.points - centre, axis=1))
         if distance > negligible:
-            return 1 / distance, "all cameras are at the centre; the median sparse point is at distance 1"
+            return 1 / distance, f"all cameras are at the centre; the median {marks.noun} is at distance 1"
     return 1.0, "that of the file, because all cameras are at one place and nothing else tells the size"

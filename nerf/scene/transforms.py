@@ -10,15 +10,19 @@ from pathlib import Path
 import numpy as np
 
 from nerf.errors import UserError
-from nerf.scene.cameras import FISHEYE, PERSPECTIVE
+from nerf.scene.cameras import FISHEYE, LARGEST, PERSPECTIVE
 from nerf.scene.capture import Capture
-from nerf.scene.folder import listing, reduced
+from nerf.scene.folder import reduced
+from nerf.scene.masks import named_masks
 from nerf.scene.photos import read_headers
+from nerf.scene.ply import parse_ply
 
 SINGLE = "transforms.json"
 SPLITS = ("transforms_train.json", "transforms_val.json", "transforms_test.json")
 LENSES = {"SIMPLE_PINHOLE": PERSPECTIVE, "PINHOLE": PERSPECTIVE, "SIMPLE_RADIAL": PERSPECTIVE, "RADIAL": PERSPECTIVE, "OPENCV": PERSPECTIVE,
-          "OPENCV_FISHEYE": FISHEYE}
+          "OPENCV_FISHEYE": FISHEYE, "SIMPLE_RADIAL_FISHEYE": FISHEYE, "RADIAL_FISHEYE": FISHEYE}
+# Marks of lenses in instant-ngp's files that rays here do not follow.
+OTHER_LENSES = ("ftheta_p0", "equirectangular", "latlong")
 DISTORTION = ("k1", "k2", "k3", "k4", "p1", "p2")
 REMEDY = "correct the file or export it again"
 
@@ -26,27 +30,76 @@ REMEDY = "correct the file or export it again"
 @dataclass(frozen=True)
 class Frame:
     """One view whose photo exists. name: its path as the file states it; file: the photo to load; full: the same photo at full size;
-    matrix [3,4] float64 camera-to-world; lookup(key, default): a number from the frame, else from the head of its file."""
+    mask: Path or None; matrix [3,4] float64 camera-to-world; lookup(key, default): a number from the frame, else from the head of its file."""
 
     name: str
     file: Path
     full: Path
+    mask: Path | None
     matrix: np.ndarray
     lens: int
     lookup: object
 
 
+def find_transforms(root):
+    """The transforms file of the scene in folder `root` (of several, that of the training photos), or None."""
+    return next((root / name for name in (SINGLE, SPLITS[0]) if (root / name).is_file()), None)
+
+
 def read_transforms(root, options):
-    """Capture of the transforms scene in folder `root`. Raises UserError for a missing or malformed file, or where no photo is found."""
-    if (root / SINGLE).is_file():
-        frames, notes = _read_file(root / SINGLE, options.downscale)
-        return _capture(root / SINGLE, sorted(frames, key=lambda frame: frame.name), None, notes)
-    if not (root / SPLITS[0]).is_file():
-        remedy = "pass --data_format colmap for a COLMAP scene" if any(root.glob("*sparse*")) else "pass the folder that has one of them"
-        raise UserError(f"{root}: neither {SINGLE} nor {SPLITS[0]} is here (the folder holds {listing(root)}); {remedy}")
-    read = [_read_file(root / name, options.downscale) if (root / name).is_file() else ([], []) for name in SPLITS]
-    return _capture(root, [frame for frames, _ in read for frame in frames], _given_splits([len(frames) for frames, _ in read]),
-                    [note for _, notes in read for note in notes])
+    """Capture of the transforms scene in folder `root`.
+
+    options: downscale. Raises UserError for a missing or malformed file, or where no photo is found.
+    """
+    file = root / SINGLE
+    if file.is_file():
+        head, frames, notes = _read_file(file, options.downscale)
+        frames, splits, left_out = _named_splits(file, head, sorted(frames, key=lambda frame: frame.name))
+        points, told = _points(file, head)
+        return _capture(root, file, options, frames, splits, notes + left_out + told, points)
+    read = [_read_file(root / name, options.downscale) if (root / name).is_file() else (None, [], []) for name in SPLITS]
+    return _capture(root, root, options, [frame for _, frames, _ in read for frame in frames], _given_splits([len(frames) for _, frames, _ in read]),
+                    [note for _, _, notes in read for note in notes])
+
+
+def _named_splits(file, head, frames):
+    """The frames that nerfstudio's train_filenames, val_filenames and test_filenames name, their index arrays, and notes."""
+    lists = [head.get(f"{split}_filenames") or [] for split in ("train", "val", "test")]
+    if not any(lists):
+        return frames, None, []
+    if not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists):
+        raise UserError(f"{file}: train_filenames, val_filenames and test_filenames are no lists of names; {REMEDY}")
+    lists = [{_posix(name) for name in names} for names in lists]
+    stated = {_posix(entry["file_path"]) for entry in head["frames"]}
+    strange = sorted(set().union(*lists) - stated)
+    if strange:
+        raise UserError(f"{file}: {strange[0][:200]} is in one of train_filenames, val_filenames and test_filenames, but in no frame; {REMEDY}")
+    if not lists[0]:  # train on what is not held out
+        lists[0] = stated - lists[1] - lists[2]
+    named = set().union(*lists)
+    kept = [frame for frame in frames if frame.name in named]
+    train, val, test = ([i for i, frame in enumerate(kept) if frame.name in names] for names in lists)
+    notes = [f"photos are split as {file.name} says"]
+    if len(kept) < len(frames):
+        notes.append(f"{file.name}: {len(frames) - len(kept)} frames are in none of its splits and were skipped")
+    if not kept:
+        raise UserError(f"{file}: no photo of its splits is there; put the photos there or remove train_filenames, val_filenames and test_filenames")
+    if not val and not test:
+        return kept, None, notes
+    return kept, tuple(np.array(part, dtype=np.int64) for part in (train, val or test, test or val)), notes
+
+
+def _points(file, head):
+    """Points [p,3] of the file that ply_file_path names, or None, and notes."""
+    name = head.get("ply_file_path")
+    if not isinstance(name, str) or not os.path.isfile(file.parent / name):
+        return None, [f"{file.name}: there is no ply_file_path {name!r:.80}"] * bool(name)
+    try:
+        points = parse_ply((file.parent / name).read_bytes())
+    except (OSError, ValueError) as error:
+        return None, [f"{name}: the points are left out ({error})"]
+    points = points[(np.abs(points) < LARGEST).all(axis=1)]
+    return (points if len(points) else None), [f"{len(points)} points from {name}"]
 
 
 def _given_splits(counts):
@@ -57,37 +110,44 @@ def _given_splits(counts):
     return train, val if len(val) else test, test if len(test) else val
 
 
-def _capture(source, frames, splits, notes):
+def _capture(root, source, options, frames, splits, notes, points=None):
     full_sizes = np.array(_full_sizes(frames)).reshape(-1, 2)
     distortion = np.array([[frame.lookup(key, 0.0) for key in DISTORTION] for frame in frames])
     # Renderers write undistorted split files about an object at the origin; split files with a lens come from colmap2nerf and real photos.
     synthetic = source.is_dir() and not distortion.any()
     dialect = "NeRF-synthetic" if synthetic else "split files of real photos" if source.is_dir() else "single file"
+    masks = [frame.mask for frame in frames]
+    if not any(masks):
+        masks, named = named_masks(root, [frame.name for frame in frames], options.downscale)
+        notes = notes + named
     return Capture(
         source=source, files=[frame.file for frame in frames], names=[frame.name for frame in frames],
         at_full_size=np.array([frame.file == frame.full for frame in frames]), full_sizes=full_sizes,
         poses=np.stack([frame.matrix for frame in frames]),
         intrinsics=np.array([_intrinsics(source, frame, *size) for frame, size in zip(frames, full_sizes, strict=True)]),
         distortion=distortion, lens=np.array([frame.lens for frame in frames], dtype=np.int32),
-        splits=splits, synthetic=synthetic, notes=[f"{len(frames)} photos from {source} ({dialect})", *notes])
+        points=points, splits=splits, masks=masks, synthetic=synthetic, notes=[f"{len(frames)} photos from {source} ({dialect})", *notes])
 
 
 def _read_file(file, downscale):
-    """Frames of one file whose photos exist, in its order, and notes."""
+    """What one file says, its frames whose photos exist, in its order, and notes."""
     head = _load(file)
     frames = [_frame(file, head, entry, i, downscale) for i, entry in enumerate(head["frames"])]
     kept = [frame for frame in frames if os.path.isfile(frame.file)]
     if not kept:
         raise UserError(f"{file}: none of the {len(frames)} photos that it names is there (looked for {frames[0].file} and others); "
                         "put the photos there or correct file_path")
+    bare = next((frame for frame in kept if frame.mask and not os.path.isfile(frame.mask)), None)
+    if bare:
+        raise UserError(f"{file}: the mask_path of {bare.name} names {bare.mask}, which is not there; put it there or remove mask_path")
     notes = []
     if len(kept) < len(frames):
         notes.append(f"{file.name}: {len(frames) - len(kept)} of {len(frames)} frames have no photo and were skipped")
     if "applied_transform" in head:
         notes.append(f"{file.name}: applied_transform is ignored, as the poses already contain it")
-    if any("mask_path" in entry for entry in head["frames"]):
-        notes.append(f"{file.name}: mask_path is ignored, so masked pixels are trained on")
-    return kept, notes
+    if any(entry.get("depth_file_path") for entry in head["frames"]):
+        notes.append(f"{file.name}: depth_file_path is ignored, as colours alone are learned from")
+    return head, kept, notes
 
 
 def _load(file):
@@ -118,9 +178,22 @@ def _frame(file, head, entry, i, downscale):
             raise UserError(f"{where}: {key} is {value!r:.40}, which is no sensible number; {REMEDY}")
         return float(value)
 
-    relative = Path(entry["file_path"].replace("\\", "/"))
+    relative = Path(_posix(entry["file_path"]))
     full, photo = _with_png(file.parent / relative), _with_png(reduced(file.parent, relative, downscale))
-    return Frame(relative.as_posix(), photo, full, _matrix(where, entry), _lens(where, head, entry), lookup)
+    return Frame(relative.as_posix(), photo, full, _mask(where, file, entry, downscale), _matrix(where, entry), _lens(where, head, entry), lookup)
+
+
+def _posix(name):
+    return Path(name.replace("\\", "/")).as_posix()
+
+
+def _mask(where, file, entry, downscale):
+    name = entry.get("mask_path")
+    if not name:
+        return None
+    if not isinstance(name, str):
+        raise UserError(f"{where}: mask_path is {name!r:.40}, which is no path; {REMEDY}")
+    return reduced(file.parent, _posix(name), downscale)
 
 
 def _with_png(photo):
@@ -140,11 +213,14 @@ def _matrix(where, entry):
 
 
 def _lens(where, head, entry):
-    model = entry.get("camera_model", head.get("camera_model", "OPENCV_FISHEYE" if head.get("is_fisheye") is True else "OPENCV"))
-    if not isinstance(model, str) or model not in LENSES:
-        raise UserError(f"{where}: camera_model {model!r:.40} is not supported (supported: {', '.join(LENSES)}); "
-                        "undistort the photos first")
-    return LENSES[model]
+    fisheye = any(source.get("is_fisheye") is True for source in (entry, head))
+    model = entry.get("camera_model", head.get("camera_model", "OPENCV_FISHEYE" if fisheye else "OPENCV"))
+    other = next((key for key in OTHER_LENSES for source in (entry, head) if source.get(key)), None)
+    if other or not isinstance(model, str) or model.upper() not in LENSES:
+        said = f"the lens {other}" if other else f"camera_model {model!r:.40}"
+        raise UserError(f"{where}: {said} is not supported (supported: {', '.join(LENSES)}); "
+                        "undistort the photos, or cut panoramas into plain photos, first")
+    return LENSES[model.upper()]
 
 
 def _full_sizes(frames):
@@ -163,7 +239,7 @@ def _intrinsics(source, frame, width, height):
     fy = frame.lookup("fl_y", _focal(height, frame.lookup("camera_angle_y")))
     if fx is None and fy is None:
         raise UserError(f"{source}: {frame.name} has no focal length (fl_x or camera_angle_x); {REMEDY}")
-    return fx or fy, fy or fx, frame.lookup("cx", width / 2), frame.lookup("cy", height / 2)
+    return fy if fx is None else fx, fx if fy is None else fy, frame.lookup("cx", width / 2), frame.lookup("cy", height / 2)
 
 
 def _focal(side, angle):

@@ -1,0 +1,65 @@
+"""Smaller meshes: pieces that are too small are dropped, and faces merged where the surface is flat."""
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from nerf.mesh_parts.surface import Mesh, used
+
+
+def clean(mesh, fewest, share):
+    """The mesh without its small pieces.
+
+    Args:
+        mesh: Mesh; fewest: a connected piece of fewer faces is dropped; share: so is one whose bounding box has a diagonal below this many
+            per cent of the mesh's.
+    """
+    vertices, faces = mesh
+    if not len(faces):
+        return mesh
+    ends = np.concatenate([faces[:, :2], faces[:, 1:]]).astype(np.int32)
+    links = coo_array((np.ones(len(ends), dtype=np.int8), (ends[:, 0], ends[:, 1])), shape=(len(vertices),) * 2)
+    pieces, piece = connected_components(links, directed=False)
+    order = np.argsort(piece, kind="stable")
+    starts = np.searchsorted(piece[order], np.arange(pieces))
+    grouped = vertices[order]
+    diagonal = np.linalg.norm(np.maximum.reduceat(grouped, starts) - np.minimum.reduceat(grouped, starts), axis=1)
+    whole = np.linalg.norm(np.ptp(vertices, axis=0))
+    of_face = piece[faces[:, 0]]
+    kept = (np.bincount(of_face, minlength=pieces) >= fewest) & (diagonal >= share / 100 * whole)
+    return Mesh(*used(vertices, faces[kept[of_face]]))
+
+
+def decimate(mesh, target, total):
+    """The mesh with at most its share of faces, by the quadric error of merged edges (Garland and Heckbert 1997).
+
+    Args:
+        mesh: Mesh, one of several; target: faces that all together may have; total: faces that they have.
+    Raises:
+        ImportError: fast_simplification is not installed.
+    """
+    from fast_simplification import simplify
+
+    share = round(target * len(mesh.faces) / total)
+    if share >= len(mesh.faces):
+        return mesh
+    vertices, faces = simplify(mesh.vertices, mesh.faces.astype(np.int32), target_count=share)
+    faces = faces.astype(np.int64)
+    flat = (faces[:, 0] == faces[:, 1]) | (faces[:, 1] == faces[:, 2]) | (faces[:, 2] == faces[:, 0])
+    return Mesh(*used(vertices.astype(np.float32), faces[~flat]))
+
+
+def joined(meshes):
+    """One Mesh of several, their vertices side by side."""
+    firsts = np.cumsum([0] + [len(mesh.vertices) for mesh in meshes])
+    vertices = np.concatenate([mesh.vertices for mesh in meshes])
+    return Mesh(vertices, np.concatenate([mesh.faces + first for mesh, first in zip(meshes, firsts)]))
+
+
+def vertex_normals(mesh):
+    """Unit normals [V, 3] float32 pointing outwards, means of the faces around weighted by area; zero where there is none."""
+    corners = mesh.vertices[mesh.faces].astype(np.float64)
+    normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    rows = mesh.faces.ravel()
+    sums = np.stack([np.bincount(rows, np.repeat(normals[:, axis], 3), len(mesh.vertices)) for axis in range(3)], axis=1)
+    return (sums / np.linalg.norm(sums, axis=1, keepdims=True).clip(1e-30)).astype(np.float32)

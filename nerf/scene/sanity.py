@@ -1,0 +1,122 @@
+"""Sanity report: do bound, scale, near and far fit the cameras and sparse points? A line or two of facts, then warnings that name the flag to change.
+
+"Sees" means that a point projects into the picture: what stands between does not count, nor does lens distortion.
+"""
+
+import numpy as np
+
+from nerf.scene.extent import BOUNDS
+
+SHARE_WANTED = 0.9  # of the sparse points that should be within the bound
+WASTE = 4  # a given bound this many times what the points need spends most of the field on nothing
+FEWEST_POINTS = 30  # fewer say nothing
+NEAREST = 0.02  # share of the sightings that are nearer than the start to try, times two: these are outliers
+CUT_SHARE = 0.1  # of sightings that near or far may cut off
+LEAST_REACH, MOST_REACH = 0.1, 4.0  # of the farthest camera; --scale is meant to bring it to about 1
+UNSEEN_SHARE = 0.5  # of the marched box that may be seen by no camera
+MOST_CAMERAS, MOST_POINTS, PROBES = 100, 5000, 8000
+
+
+def sanity_report(scene, options):
+    """Lines about a scene: what its extent is, and a line that begins with "warning:" for each thing that looks wrong.
+
+    Args:
+        scene: nerf.scene.Scene; options: nerf.options.Options that it was loaded with.
+    """
+    positions = scene.cameras.poses[scene.train, :, 3].astype(np.float64)
+    distances = np.linalg.norm(positions, axis=1)
+    radii = None if scene.points is None or len(scene.points) < FEWEST_POINTS else np.abs(scene.points).max(axis=1)
+    lines = [f"extent: cameras are {distances.min():.3g} to {distances.max():.3g} from the centre ({distances.mean():.3g} on average)" + _points_text(radii)]
+    if not options.contract:
+        lines += _bound_warnings(scene, options, positions, radii)
+    wrong_scale = _scale_warnings(options, distances)
+    lines += wrong_scale
+    cameras = _some(scene.cameras, scene.train)
+    if radii is not None and not wrong_scale:
+        lines += _range_warnings(scene, options, cameras)
+    if not options.contract:
+        lines += _unseen_warnings(scene, options, cameras)
+    return lines
+
+
+def _points_text(radii):
+    """How much of the scene each bound would hold."""
+    if radii is None:
+        return ""
+    shares = [f"{bound:g}: {100 * (radii <= bound).mean():.0f} %" for bound in BOUNDS]
+    return f"; share of the sparse points within bound {', '.join(shares)}"
+
+
+def _bound_warnings(scene, options, positions, radii):
+    """The bound against the cameras and sparse points. Without points it may be an object seen from outside its cube, which is as it should be."""
+    if radii is None:
+        return []
+    reach = np.abs(positions).max()
+    fits = [bound for bound in BOUNDS if bound >= reach and (radii <= bound).mean() >= SHARE_WANTED]
+    outside, cameras = (radii > scene.bound).mean(), int((np.abs(positions).max(axis=1) > scene.bound).sum())
+    if outside > 1 - SHARE_WANTED or cameras:
+        what = [f"{100 * outside:.0f} % of the sparse points"] if outside > 1 - SHARE_WANTED else []
+        what += [f"{cameras} of {len(positions)} cameras"] if cameras else []
+        remedy = f"--bound {fits[0]:g}, which holds {100 * (radii <= fits[0]).mean():.0f} % of the points" if fits else "-O2, whose contracted space has room for all"
+        return [f"warning: {' and '.join(what)} are outside the bound {scene.bound:g}; try {remedy}"]
+    if "bound" in options.given and fits and scene.bound >= WASTE * fits[0]:
+        return [f"warning: --bound {scene.bound:g} makes detail coarse, as {fits[0]:g} holds {100 * (radii <= fits[0]).mean():.0f} % of the sparse points; try --bound {fits[0]:g}"]
+    return []
+
+
+def _scale_warnings(options, distances):
+    farthest = distances.max()
+    if "scale" not in options.given or farthest == 0 or LEAST_REACH <= farthest <= MOST_REACH:
+        return []
+    trouble = "so near to the centre that the field has little detail there" if farthest < LEAST_REACH else "so far from it that the field is coarse in between"
+    return [f"warning: --scale {options.scale:g} puts the cameras up to {farthest:.3g} from the centre, {trouble}; leave it out, or try --scale {options.scale / farthest:.3g}"]
+
+
+def _range_warnings(scene, options, cameras):
+    """Near and far of the views against the distances at which cameras see the sparse points."""
+    points = scene.points[np.abs(scene.points).max(axis=1) <= scene.bound] if not options.contract else scene.points
+    points = points[:: max(1, -(-len(points) // MOST_POINTS))].astype(np.float64)
+    seen = _sees(cameras, points)
+    distances = np.linalg.norm(points[None] - cameras.poses[:, None, :, 3], axis=2)
+    sightings, lines = int(seen.sum()), []
+    if sightings < FEWEST_POINTS:
+        return ["warning: the cameras see next to none of the sparse points; are the poses those of these photos?"]
+    too_near = (seen & (distances < cameras.near[:, None])).sum() / sightings
+    too_far = (seen & (distances > cameras.far[:, None])).sum() / sightings
+    if too_near > CUT_SHARE:
+        by_photo = options.enable_cam_near_far and "min_near" not in options.given
+        remedy = "leave out --enable_cam_near_far" if by_photo else f"try --min_near {np.quantile(distances[seen], NEAREST) / 2:.2g}"
+        lines.append(f"warning: views start too far from the cameras: {100 * too_near:.0f} % of the sparse points they see are nearer; {remedy}")
+    if too_far > CUT_SHARE:
+        lines.append(f"warning: views end too early: {100 * too_far:.0f} % of the sparse points they see are farther; leave out --enable_cam_near_far")
+    return lines
+
+
+def _unseen_warnings(scene, options, cameras):
+    """Share of the marched box that no camera sees, estimated at random points of it."""
+    low, high = scene.aabb[:3].astype(np.float64), scene.aabb[3:].astype(np.float64)
+    probes = low + np.random.default_rng(0).random((PROBES, 3)) * (high - low)
+    views = _sees(cameras, probes).sum(axis=0)
+    unseen = (views == 0).mean()
+    if unseen <= UNSEEN_SHARE:
+        return []
+    line = f"{100 * unseen:.0f} % of the cells that are marched through are seen by no camera"
+    if options.mark_untrained:
+        return [f"{line} and stay closed (--mark_untrained)"]
+    return [f"warning: {line} and may fill with fog; " + ("try --mark_untrained" if options.cuda_ray else "try -O, which closes them")]
+
+
+def _some(cameras, train):
+    """The training cameras, evenly thinned out."""
+    return cameras.select(train[:: max(1, -(-len(train) // MOST_CAMERAS))])
+
+
+def _sees(cameras, points):
+    """[n,p] bool: whether camera i has point j in its picture."""
+    seen = np.zeros((len(cameras), len(points)), dtype=bool)
+    for i, (pose, intrinsics, size) in enumerate(zip(cameras.poses.astype(np.float64), cameras.intrinsics, cameras.sizes, strict=True)):
+        local = (points - pose[:, 3]) @ pose[:, :3]
+        depth = np.maximum(-local[:, 2], 1e-9)
+        x, y = intrinsics[0] * local[:, 0] / depth + intrinsics[2], -intrinsics[1] * local[:, 1] / depth + intrinsics[3]
+        seen[i] = (local[:, 2] < 0) & (x >= 0) & (x < size[0]) & (y >= 0) & (y < size[1])
+    return seen
