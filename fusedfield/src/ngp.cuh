@@ -20,48 +20,32 @@ struct NGPMatrices {
           colour{{weights.colour[0], NARROW, GEOMETRY - 1 + VIEW, 0, 1}, {weights.colour[1], NARROW, NARROW, 0, 0}, {weights.colour[2], RAW - 1, NARROW, 1, 0}} {}
 };
 
-// The geometry's matrices in shared memory.
-struct Geometry {
+// Three matrices in shared memory, with ReLU between them.
+template <int IN, int WIDTH, int OUT>
+struct ThreeLayers {
     const __half *first, *second, *last;
-    static constexpr int size = stored_size<WIDE, ENCODED> + stored_size<WIDE, WIDE> + stored_size<GEOMETRY, WIDE>;
+    static constexpr int inputs = IN;
+    static constexpr int size = stored_size<WIDTH, IN> + stored_size<WIDTH, WIDTH> + stored_size<OUT, WIDTH>;
 
-    __device__ Geometry(const NGPMatrices& matrices, __half* shared) : first(shared) {
-        __half* const middle = load_matrix<WIDE, ENCODED>(matrices.geometry[0], shared);
-        __half* const end = load_matrix<WIDE, WIDE>(matrices.geometry[1], middle);
-        load_matrix<GEOMETRY, WIDE>(matrices.geometry[2], end);
+    ThreeLayers() = default;
+    __device__ ThreeLayers(const Matrix (&matrices)[3], __half* shared) : first(shared) {
+        __half* const middle = load_matrix<WIDTH, IN>(matrices[0], shared);
+        __half* const end = load_matrix<WIDTH, WIDTH>(matrices[1], middle);
+        load_matrix<OUT, WIDTH>(matrices[2], end);
         second = middle;
         last = end;
     }
 
     template <int M>
-    __device__ __forceinline__ void run(const Rows<ENCODED> (&encoding)[M], Rows<WIDE> (&hidden)[M], Rows<WIDE> (&deeper)[M], Rows<GEOMETRY> (&outputs)[M]) const {
-        multiply<ENCODED, WIDE, M, true>(encoding, first, hidden);
-        multiply<WIDE, WIDE, M, true>(hidden, second, deeper);
-        multiply<WIDE, GEOMETRY, M, false>(deeper, last, outputs);
+    __device__ __forceinline__ void run(const Rows<IN> (&given)[M], Rows<WIDTH> (&hidden)[M], Rows<WIDTH> (&deeper)[M], Rows<OUT> (&outputs)[M]) const {
+        multiply<IN, WIDTH, M, true>(given, first, hidden);
+        multiply<WIDTH, WIDTH, M, true>(hidden, second, deeper);
+        multiply<WIDTH, OUT, M, false>(deeper, last, outputs);
     }
 };
 
-struct Colour {
-    const __half *first, *second, *last;
-    static constexpr int inputs = GEOMETRY + VIEW;
-    static constexpr int size = stored_size<NARROW, inputs> + stored_size<NARROW, NARROW> + stored_size<OUTPUTS, NARROW>;
-
-    Colour() = default;
-    __device__ Colour(const NGPMatrices& matrices, __half* shared) : first(shared) {
-        __half* const middle = load_matrix<NARROW, inputs>(matrices.colour[0], shared);
-        __half* const end = load_matrix<NARROW, NARROW>(matrices.colour[1], middle);
-        load_matrix<OUTPUTS, NARROW>(matrices.colour[2], end);
-        second = middle;
-        last = end;
-    }
-
-    template <int M>
-    __device__ __forceinline__ void run(const Rows<inputs> (&given)[M], Rows<NARROW> (&hidden)[M], Rows<NARROW> (&deeper)[M], Rows<OUTPUTS> (&outputs)[M]) const {
-        multiply<inputs, NARROW, M, true>(given, first, hidden);
-        multiply<NARROW, NARROW, M, true>(hidden, second, deeper);
-        multiply<NARROW, OUTPUTS, M, false>(deeper, last, outputs);
-    }
-};
+using Geometry = ThreeLayers<ENCODED, WIDE, GEOMETRY>;
+using Colour = ThreeLayers<GEOMETRY + VIEW, NARROW, OUTPUTS>;
 
 // The colour network's inputs: the geometry's outputs, and the harmonics of each row's direction; `left` rows of the tiles are in use.
 template <int M>

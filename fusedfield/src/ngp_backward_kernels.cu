@@ -90,8 +90,8 @@ __global__ void __launch_bounds__(THREADS) backward_kernel(Stored<ENCODED> sourc
                                                            float* __restrict__ of_weights) {
     extern __shared__ __align__(16) unsigned char memory[];
     auto& block = *reinterpret_cast<Block*>(memory);
-    const Geometry geometry(matrices, block.matrices);
-    const Colour colour(matrices, block.matrices + Geometry::size);
+    const Geometry geometry(matrices.geometry, block.matrices);
+    const Colour colour(matrices.colour, block.matrices + Geometry::size);
     __syncthreads();
     const int used = used_rows(batch);
     const float scale = upstream.scale ? *upstream.scale : 1.0f;

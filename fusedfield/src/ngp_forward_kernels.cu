@@ -23,8 +23,8 @@ __global__ void __launch_bounds__(THREADS, 2) forward_kernel(Source source, cons
     extern __shared__ __align__(16) unsigned char memory[];
     auto& block = *reinterpret_cast<Block<Source>*>(memory);
     source.prepare(block.source);
-    const Geometry geometry(matrices, block.matrices);
-    const Colour colour = DENSITY ? Colour{} : Colour(matrices, block.matrices + Geometry::size);
+    const Geometry geometry(matrices.geometry, block.matrices);
+    const Colour colour = DENSITY ? Colour{} : Colour(matrices.colour, block.matrices + Geometry::size);
     __syncthreads();
     const int used = used_rows(batch);
     for (int first = (blockIdx.x * WARPS + warp()) * M * TILE; first < batch.rows; first += gridDim.x * WARPS * M * TILE) {
