@@ -255,6 +255,20 @@ def test_recorded_and_on_another_stream(gpu):
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_second_device_is_honoured():
+    results = []
+    for device in ("cuda:0", "cuda:1"):
+        field, (positions, directions) = ngp_field(device), made(500, device)
+        weights, table = ngp_weights(field), grid_arguments(field, torch.float16)
+        raw = fusedfield.ngp_at(positions, directions, *table, weights)
+        gradients = fusedfield.ngp_backward(reference._encode(positions, *table), directions, weights, None, raw.float())
+        assert all(result.device == torch.device(device) for result in (raw, *gradients)) and torch.cuda.current_device() == 0
+        results.append((raw.cpu(), gradients[0].cpu()))
+    torch.testing.assert_close(results[1], results[0], rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.gpu
 def test_operators_are_sound(gpu):
     field = ngp_field(gpu)
     positions, directions = made(40, gpu)

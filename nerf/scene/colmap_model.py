@@ -189,7 +189,7 @@ def _binary_images(file, content):
         what = f"image {i + 1} of {total}"
         _, *numbers, camera = data.take("I7dI", what)
         name = data.name(what)
-        keypoints = data.count(KEYPOINT.itemsize, f"keypoints of image {name}")
+        keypoints = data.count(KEYPOINT.itemsize, f"keypoints of {what}")
         start = data.skip(keypoints * KEYPOINT.itemsize, what)
         table = np.frombuffer(content, dtype=KEYPOINT, count=keypoints, offset=start)
         images.append(_image(name, camera, numbers, table["xy"], table["point"]))

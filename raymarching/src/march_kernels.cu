@@ -108,24 +108,26 @@ __global__ void __launch_bounds__(THREADS, 10)
   __shared__ int64_t first[RAYS_A_BLOCK];
   __shared__ int32_t kept[RAYS_A_BLOCK];
   __shared__ unsigned long long ticket;
-  __shared__ int next_ray;
-  if (threadIdx.x == 0) ticket = atomicAdd(state, 1ull), next_ray = 0;
-  for (int i = threadIdx.x; i < m.grid_size; i += THREADS) spread[i] = spread_bits(i);
+  if (threadIdx.x == 0) ticket = atomicAdd(state, 1ull);
   __syncthreads();
 
   const int lane = threadIdx.x % GROUP;
   const int64_t block = static_cast<int64_t>(ticket), first_ray = block * RAYS_A_BLOCK;
   const int64_t asked = min(static_cast<int64_t>(*num_rays), rays.count);
+  if (first_ray >= asked) {  // nobody waits for a block without rays
+    const int64_t ray = first_ray + threadIdx.x;
+    if (threadIdx.x < RAYS_A_BLOCK && ray < rays.count) rows[2 * ray] = 0, rows[2 * ray + 1] = 0;
+    return;
+  }
+  for (int i = threadIdx.x; i < m.grid_size; i += THREADS) spread[i] = spread_bits(i);
+  __syncthreads();
   Walker walker{m, bitfield, spread, {}, {}, 0, lane, m.growth[lane]};
   const auto take_ray = [&](int64_t ray) {
     for (int i = 0; i < 3; ++i) walker.origin[i] = rays.origins[3 * ray + i], walker.direction[i] = rays.directions[3 * ray + i];
     walker.far = least(rays.far[ray], FLT_MAX);
   };
 
-  while (true) {  // warps take rays as they become free
-    int slot = lane == 0 ? atomicAdd(&next_ray, 1) : 0;
-    slot = __shfl_sync(ALL, slot, 0);
-    if (slot >= RAYS_A_BLOCK) break;
+  for (int slot = threadIdx.x / GROUP; slot < RAYS_A_BLOCK; slot += WARPS) {
     const int64_t ray = first_ray + slot;
     Found& here = found[slot];
     int groups = 0, number = 0;

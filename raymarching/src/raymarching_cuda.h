@@ -35,7 +35,8 @@ cudaError_t launch_flatten_rays(const int32_t* rows, int64_t rays, int64_t sampl
 cudaError_t launch_sph_from_ray(const float* origins, const float* directions, float radius, int64_t rays, float* coords,
                                 cudaStream_t stream);
 
-constexpr int RAYS_A_BLOCK = 16;
+// One for each warp of a block. A step has a few thousand rays: with more of them a block, its warps would work while processors are idle.
+constexpr int RAYS_A_BLOCK = 4;
 
 // The march in training, and its padding. state [1 + blocks of RAYS_A_BLOCK rays] and counts [3] must be zero.
 cudaError_t launch_march_train(const March& march, const Rays& rays, const int32_t* num_rays, const uint8_t* bitfield, int max_steps,
