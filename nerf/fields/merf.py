@@ -10,6 +10,7 @@ from nerf.fields.base import Field, network
 
 COLOURS, SPECULAR = 3, 4  # composited along a ray: diffuse colour, features of what depends on the view
 CELLS, PLANE_CELLS = 256, 1024  # of the finest levels, a world unit of half side: 512 and 2048 in contracted space, the paper's sizes
+LEVELS, FEATURES = 8, 4  # of each encoding: half the reads of sixteen levels of two, as large
 DENSITY_LIMIT, FEATURE_LIMIT = 14.0, 7.0
 PLANES = (slice(0, 2), slice(1, 3), slice(0, 3, 2))  # xy, yz, xz; slices, since a list of columns would be copied to the device each time
 DIFFUSE_START = -3.0  # logit: what depends on the view begins at 5 %, so that the diffuse colour explains what it can
@@ -48,7 +49,7 @@ class MeRFField(Field):
 
     def _grid(self, dimensions, cells):
         finest = max(16, cells * self.bound)
-        return GridEncoder(dimensions, levels=16, features=2, base_resolution=16, finest_resolution=finest, log2_table_size=self.log2_table_size)
+        return GridEncoder(dimensions, levels=LEVELS, features=FEATURES, base_resolution=16, finest_resolution=finest, log2_table_size=self.log2_table_size)
 
     def forward(self, samples):
         """Samples -> raw [M, 8]: log density, three diffuse logits and four feature logits, all limited; directions have no part in it."""

@@ -15,7 +15,8 @@ import raymarching
 import shencoder
 
 FLOAT, HALF = 4, 2  # bytes
-LEVELS, FEATURES, CORNERS, FINEST = 16, 2, 8, 4096
+LEVELS, FEATURES, CORNERS = 16, 2, 8
+CELLS = 2048  # of the finest level, a world unit of half side, as in the Instant-NGP field
 SH_DEGREE, FREQUENCIES, CHANNELS = 4, 6, 3
 FREQUENCY_COLUMNS = 3 + 2 * 3 * FREQUENCIES
 T_THRESH = 1e-4
@@ -62,10 +63,15 @@ def cases(work, log2_table_size):
     yield from ray_cases(len(work.t), work.t.device)
 
 
+def finest_resolution(work):
+    """Of the Instant-NGP field's grid over the work's box."""
+    return round(CELLS * work.march["bound"])
+
+
 def grid_cases(work, log2_table_size):
     """The hash grid, forward and gradient, half and float."""
     positions = work.unit_positions()
-    encoder = gridencoder.GridEncoder(levels=LEVELS, features=FEATURES, finest_resolution=FINEST, log2_table_size=log2_table_size).to(positions.device)
+    encoder = gridencoder.GridEncoder(levels=LEVELS, features=FEATURES, finest_resolution=finest_resolution(work), log2_table_size=log2_table_size).to(positions.device)
     samples, entries, layout = len(positions), len(encoder.table), (encoder.offsets, encoder.resolutions)
     for dtype, size, label in ((torch.float16, HALF, "half"), (torch.float32, FLOAT, "float")):
         table = encoder.table.detach().to(dtype)

@@ -5,7 +5,7 @@ import torch
 import fusedfield
 import gridencoder
 
-from .cases import CORNERS, FEATURES, FINEST, HALF, LEVELS, case
+from .cases import CORNERS, FEATURES, HALF, LEVELS, case, finest_resolution
 
 PROPOSAL_LEVELS, PROPOSAL_FINEST, PROPOSAL_TABLE = 5, 128, 17
 NGP_SHAPES = ((64, 32), (64, 64), (16, 64), (32, 31), (32, 32), (3, 32))
@@ -23,7 +23,7 @@ def fused_cases(work, log2_table_size):
 def ngp_cases(work, log2_table_size, weights):
     """The Instant-NGP field."""
     samples, directions, bound = len(work.t), work.directions, work.march["bound"]
-    table, layout = grid_of(LEVELS, FINEST, log2_table_size, work.t.device)
+    table, layout = grid_of(LEVELS, finest_resolution(work), log2_table_size, work.t.device)
     columns, gathered = samples * LEVELS * FEATURES * HALF, CORNERS * samples * LEVELS * FEATURES * HALF
     at = work.positions, directions, table, *layout, bound, weights
     yield case(fusedfield, "NGP, grid and networks", lambda: fusedfield.ngp_at(*at), 32 * samples + 2 * table.numel(), "32 M + 2 F E", gathered)

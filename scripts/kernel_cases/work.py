@@ -76,7 +76,8 @@ def scene_pool(scene, flags, device, steps):
         for _ in range(steps):
             trainer.advance()
         source = trainer.step.source
-        rays = source.draw(torch.rand(source.capacity, 3, device=device), trainer.step.ray_count.value).rays
+        every = torch.full((1,), source.capacity, dtype=torch.int32, device=device)
+        rays = source.draw(torch.rand(source.capacity, 3, device=device), every).rays
         sampler = trainer.step.sampler
     return Pool(rays.origins, rays.directions, rays.near, rays.far, sampler.grid.bits, sampler.march)
 
