@@ -9,18 +9,22 @@ import torch
 from nerf.errors import UserError
 from nerf.evaluation import Progress
 from nerf.mesh_parts.colours import surface_colours
-from nerf.mesh_parts.files import write_frame, write_mesh
+from nerf.mesh_parts.files import write_frame, write_mesh, write_textured
 from nerf.mesh_parts.level import iso_level
 from nerf.mesh_parts.preview import write_preview
+from nerf.mesh_parts.raster import interpolated
 from nerf.mesh_parts.simplify import clean, decimate, joined, vertex_normals
 from nerf.mesh_parts.space import Space
 from nerf.mesh_parts.surface import Mesh, Region, extract, used
+from nerf.mesh_parts.texture import bake, unwrap
 from nerf.mesh_parts.visibility import seen_faces, split
 from nerf.rays import Views
 
 
 def export_mesh(model, scene, options, device, folder, report=None):
     """Writes mesh.ply, mesh.obj, mesh.glb, mesh.json and preview.png into a folder: the mesh of a model's field, in the world.
+
+    With --mesh_texture, mesh.obj and mesh.glb have a texture in place of colours a vertex, and mesh.mtl and texture.png go with the former.
 
     The inner cube is looked at with --mcubes_reso cells a side, each further cascade with --env_reso; only where the occupancy grid (for
     proposal networks, one made of what the finest sees) has something, and within the scene's box. The surface ends, open, where these end;
@@ -47,16 +51,36 @@ def export_mesh(model, scene, options, device, folder, report=None):
     meshes = _decimated(meshes, options.decimate_target, say)
     mesh = joined([_in_world(mesh, space) for mesh in meshes])
     if not len(mesh.faces):
-        raise UserError(f"There is no mesh to make: no surface at density {level:.3g} is left; give another --density_thresh, or lower --clean_min_d.")
+        raise UserError(
+            f"There is no mesh to make: no surface at density {level:.3g} is left; give another --density_thresh, or lower --clean_min_d."
+        )
     normals = vertex_normals(mesh)
-    points, towards = (torch.from_numpy(array).to(device) for array in (mesh.vertices, normals))
-    colours = surface_colours(model.field, space, points, towards, space.spacing(points, resolutions), views.poses[:, :, 3])
+
+    def colours_at(points, towards):
+        return surface_colours(model.field, space, points, towards, space.spacing(points, resolutions), views.poses[:, :, 3])
+
+    colours = colours_at(*(torch.from_numpy(array).to(device) for array in (mesh.vertices, normals)))
     write_mesh(folder, mesh, normals, colours)
-    write_preview(folder / "preview.png", mesh, colours, views)
-    facts = {"iso_density": level, "iso_source": source, "cells_a_side": resolutions, "vertices": len(mesh.vertices), "faces": len(mesh.faces)}
+    look, side = _vertex_look(mesh, colours, device), None
+    if layout := _layout(meshes, space, resolutions, options.mesh_texture, say):
+        picture, side = bake(mesh, normals, layout, colours_at, device), [layout.width, layout.height]
+        write_textured(folder, mesh, normals, layout, picture.cpu().numpy())
+        look = layout.look(picture)
+    write_preview(folder / "preview.png", mesh, look, views)
+    facts = {
+        "iso_density": level,
+        "iso_source": source,
+        "cells_a_side": resolutions,
+        "vertices": len(mesh.vertices),
+        "faces": len(mesh.faces),
+        "texture": side,
+    }
     write_frame(folder / "mesh.json", scene, **facts, seconds=round(time.perf_counter() - started, 2))
-    say(f"Mesh of {len(mesh.vertices)} vertices and {len(mesh.faces)} faces at density {level:.3g} ({source}), "
-        f"{time.perf_counter() - started:.1f} s: {folder / 'mesh.ply'}, mesh.obj, mesh.glb and preview.png")
+    textured = f", texture {side[0]}x{side[1]}," if side else ""
+    say(
+        f"Mesh of {len(mesh.vertices)} vertices and {len(mesh.faces)} faces{textured} at density {level:.3g} ({source}), "
+        f"{time.perf_counter() - started:.1f} s: {folder / 'mesh.ply'}, mesh.obj, mesh.glb and preview.png"
+    )
     return mesh, colours
 
 
@@ -89,6 +113,22 @@ def _decimated(meshes, target, say):
     except ImportError:
         say(f"The mesh keeps its {total} faces: pip install fast-simplification lets --decimate_target make them fewer.")
         return meshes
+
+
+def _layout(meshes, space, resolutions, longest, say):
+    """The Layout of a texture, or None where none is wanted or none can be made."""
+    if not longest:
+        return None
+    try:
+        return unwrap(meshes, space.cells(resolutions), longest)
+    except ImportError:
+        say("The mesh has no texture, but colours a vertex: pip install xatlas lets --mesh_texture make one.")
+        return None
+
+
+def _vertex_look(mesh, colours, device):
+    faces, colours = (torch.from_numpy(array).to(device) for array in (mesh.faces, colours))
+    return lambda face, weight: interpolated(colours, faces[face], weight)
 
 
 def _in_world(mesh, space):

@@ -5,7 +5,7 @@ import math
 from nerf.errors import UserError
 from nerf.option_text import flag_fields, value_text
 
-MESH_FLAGS = ("mcubes_reso", "env_reso", "clean_min_f", "clean_min_d", "decimate_target", "mesh_visibility_culling")
+MESH_FLAGS = ("mcubes_reso", "env_reso", "clean_min_f", "clean_min_d", "decimate_target", "mesh_texture", "mesh_visibility_culling")
 
 
 def check_presets(given):

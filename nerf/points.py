@@ -23,6 +23,15 @@ WITNESSES = 3  # other views that are asked about each point
 AGREED = 0.05  # share of its distance within which a witness confirms a point; one whose ray ends farther behind looks through it
 NEIGHBOURS = 8  # whose distance tells how isolated a point is
 ISOLATED = 2.5  # standard deviations of that distance's logarithm
+LEFT_OUT = {
+    "transparent": "were transparent",
+    "at_edges": "met an edge",
+    "outside": "ended outside",
+    "seen_through": "where others see through",
+    "unconfirmed": "where no other sees them",
+    "isolated": "alone",
+    "beyond_the_count": None,
+}  # what becomes of rays that give no point, and how that is said
 OUTER, PADDING = 0.001, 0.05  # of the sparse points at each end that do not count for the box, and of its sides that are added
 
 
@@ -37,10 +46,10 @@ class Cloud(NamedTuple):
 def export_points(model, scene, options, device, folder, report=None):
     """Writes points.ply and points.json into a folder: at most --export_points points of a model's field, in the world.
 
-    Rays through random pixels of all training views end at their expected depth; three neighbouring rays give the normal, which looks at the
-    camera. Left out are rays that stay transparent or graze an edge, ends outside the box of the sparse points and cameras, and floaters: ends
-    through which another view looks (the mean depth of two surfaces is in mid-air), that no other view confirms (fog right before a camera, which the
-    others do not have in their pictures), or that lie alone.
+    Rays through random pixels of all training views end at their expected depth; three neighbouring rays give the normal, which looks at
+    the camera. Left out are rays that stay transparent or graze an edge, ends outside the box of the sparse points and cameras, and
+    floaters: ends through which another view looks (the mean depth of two surfaces is in mid-air), that no other view confirms (fog right
+    before a camera, which the others do not have in their pictures), or that lie alone.
 
     Args:
         model: nerf.model.Model, in evaluation mode; scene: nerf.scene.Scene; options: nerf.options.Options, resolved; device: torch.device.
@@ -54,7 +63,7 @@ def export_points(model, scene, options, device, folder, report=None):
     generator = torch.Generator(device).manual_seed(options.seed)
     views = Views(scene.cameras.select(scene.train), scene.aabb, device)
     left, parts = DRAWN * wanted, []
-    told = {"rays": left, "transparent": 0, "at_edges": 0, "outside": 0, "seen_through": 0, "unconfirmed": 0, "isolated": 0, "beyond_the_count": 0}
+    told = {"rays": left, **dict.fromkeys(LEFT_OUT, 0)}
     box = torch.from_numpy(_box(scene)).to(device)
     window = windows(views)
     while left:
@@ -64,17 +73,19 @@ def export_points(model, scene, options, device, folder, report=None):
     cloud = Cloud(*map(np.concatenate, zip(*parts)))
     cloud = _chosen(cloud, _together(cloud.positions), told, "isolated")
     if not len(cloud.positions):
-        raise UserError(f"There are no points to export: of {told['rays']} rays {told['transparent']} stay transparent, {told['outside']} end outside the scene, "
-                        "and the others have no neighbours; train the scene for longer.")  # fmt: skip
+        raise UserError(f"There are no points to export: of {told['rays']} rays, {_fates(told)}; train the scene for longer.")
     keep = np.zeros(len(cloud.positions), dtype=bool)
     keep[np.random.default_rng(options.seed).permutation(len(keep))[:wanted]] = True
     cloud = _chosen(cloud, keep, told, "beyond_the_count")
     write_file(folder / "points.ply", ply(cloud))
     write_frame(folder / "points.json", scene, points=len(cloud.positions), **told)
     if report:
-        report(f"{len(cloud.positions)} of {wanted} points in {folder / 'points.ply'}; of {told['rays']} rays, {told['transparent']} were transparent, "
-               f"{told['at_edges']} met an edge, {told['outside']} ended outside, {told['seen_through']} where others see through, {told['unconfirmed']} where no other sees them, {told['isolated']} alone.")
+        report(f"{len(cloud.positions)} of {wanted} points in {folder / 'points.ply'}; of {told['rays']} rays, {_fates(told)}.")
     return cloud
+
+
+def _fates(told):
+    return ", ".join(f"{told[name]} {words}" for name, words in LEFT_OUT.items() if words)
 
 
 def ply(cloud):
@@ -91,7 +102,7 @@ def ply(cloud):
 
 @torch.no_grad()
 def _ends(model, views, window, box, count, generator, told):
-    """(positions, normals, colours) numpy of the rays through `count` random pixels that end well; told: what becomes of the others is added."""
+    """(positions, normals, colours) numpy of the rays through `count` random pixels that end well; told: the others are added."""
     device = views.poses.device
     image = torch.randint(len(views.poses), (count,), device=device, generator=generator)
     pixel = (torch.rand((count, 2), device=device, generator=generator) * views.sizes[image]).floor() + 0.5
@@ -110,12 +121,14 @@ def _ends(model, views, window, box, count, generator, told):
     told["seen_through"] += int(through.sum())
     told["unconfirmed"] += int((~confirmed & ~through).sum())
     kept[chosen[through | ~confirmed]] = False
-    colours = model.field.shade(centre.features[kept] / centre.opacity[kept, None], torch.ones_like(centre.opacity[kept]), rays.directions[kept])
+    colours = model.field.shade(
+        centre.features[kept] / centre.opacity[kept, None], torch.ones_like(centre.opacity[kept]), rays.directions[kept]
+    )
     return tuple(part.cpu().numpy() for part in (centre.places[kept], normals[kept], colours.clamp(0, 1)))
 
 
 def _witnessed(render, views, window, places, own, generator):
-    """Whether any, [K] bool each, of a few random views that have the place [K, 3] in their picture sees it; sees something behind it, or nothing.
+    """Whether any of a few random views with a place [K, 3] in their picture sees it; sees something behind it, or nothing: [K] bool each.
 
     own: [K] int64, the view that each place is from, which is not asked.
     """
@@ -181,7 +194,7 @@ def _chosen(cloud, keep, told, name):
 
 
 def _box(scene):
-    """The box [6] float32 of the sparse points, outliers apart, and the cameras, within that of the scene; the latter alone where there are no points."""
+    """The box [6] float32 of the sparse points, outliers apart, and the cameras, within the scene's; that one where there are no points."""
     if scene.points is None:
         return scene.aabb
     places = scene.cameras.poses[:, :, 3]

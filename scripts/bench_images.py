@@ -1,10 +1,9 @@
 """Memory and time of a training step for each place where photos can be kept (--image_cache).
 
     python scripts/bench_images.py SCENE --caches cpu disk --steps 300 -- -O --hsm
-    python scripts/bench_images.py --make SCENE --photos 200 --megapixels 12     # a scene of large photos, to measure
+    python scripts/bench_images.py --make LARGE --like SCENE --photos 200 --megapixels 12     # a scene of large photos, to measure
 
 Each cache is measured in a process of its own, training as main.py does. Peak memory is that of the process; pages of files that the system keeps are not in it.
-A scene that is made has few different photos under many names: what matters here is their number and size.
 """
 
 import argparse
@@ -15,16 +14,24 @@ import resource
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from nerf.errors import UserError
+from nerf.files import write_file
+from nerf.scene import FISHEYE
+from nerf.scene.folder import scene_folder
+from nerf.scene.formats import read_capture
+from nerf.scene.ply import coloured_ply
 
 CACHES = ("gpu", "cpu", "disk")
-DIFFERENT = 8  # photos that are really made
+DIFFERENT = 100  # photos that are really made
+NOISE = 4.0  # standard deviation, of 255 levels
 WARM = 50  # steps before the clock starts: recording, first pool
 
 
@@ -35,34 +42,55 @@ def parse(argv=None):
     parser.add_argument("scene", type=Path, metavar="SCENE", help="folder of the scene")
     parser.add_argument("--caches", nargs="+", choices=CACHES, default=CACHES, help="what to measure (all)")
     parser.add_argument("--steps", type=int, default=300, help="steps to time (300)")
-    parser.add_argument("--make", action="store_true", help="make SCENE instead")
+    parser.add_argument("--make", action="store_true", help="make SCENE instead, of the photos of another")
+    parser.add_argument("--like", type=Path, metavar="REAL", help="with --make, the other scene")
     parser.add_argument("--photos", type=int, default=200, help="with --make, how many (200)")
     parser.add_argument("--megapixels", type=float, default=12.0, help="with --make, their size (12)")
     arguments = parser.parse_args(argv[:split])
+    if arguments.make != bool(arguments.like):
+        parser.error("--make and --like belong together")
     arguments.flags = argv[split + 1 :]
     return arguments
 
 
-def make(root, photos, megapixels):
-    """Writes a transforms.json scene: cameras in a ring that look at the centre, photos of smooth noise."""
-    width = round(math.sqrt(megapixels * 1e6 * 4 / 3))
-    height, focal = round(width * 3 / 4), 1.2 * width
-    folder, random, frames = root / "images", np.random.default_rng(0), []
+def make(root, like, photos, megapixels):
+    """Writes a transforms.json scene of `photos` photos: those of the real scene `like` at another size, with its poses and lenses.
+
+    Enlarged photos get the noise of a camera, which makes them as long to decode as photos of that size are. At most DIFFERENT of them are
+    made; the others are links to these, which a reader takes for photos of their own. One is held out, as a CPU takes minutes to render it.
+    """
+    capture = read_capture(scene_folder(like), SimpleNamespace(data_format="auto", downscale=1))
+    folder = root / "images"
+    if folder.exists():
+        raise UserError(f"{folder}: is there already; remove it or name another folder.")
     folder.mkdir(parents=True)
+    chosen = np.linspace(0, len(capture.files) - 1, min(DIFFERENT, photos, len(capture.files))).astype(int)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        lenses = list(pool.map(lambda k: _enlarge(capture, chosen[k], folder / f"{k:05d}.jpg", megapixels), range(len(chosen))))
+    frames = []
     for i in range(photos):
-        name = folder / f"{i:05d}.jpg"
-        if i < DIFFERENT:
-            picture = cv2.resize(random.integers(0, 256, (30, 40, 3), dtype=np.uint8), (width, height), interpolation=cv2.INTER_CUBIC)
-            cv2.imwrite(str(name), np.clip(picture + random.normal(0, 4, picture.shape).astype(np.float32), 0, 255).astype(np.uint8))
-        else:
-            os.link(folder / f"{i % DIFFERENT:05d}.jpg", name)
-        angle = 2 * math.pi * i / photos
-        back, right = np.array([math.cos(angle), math.sin(angle), 0.3]) / math.hypot(1, 0.3), np.array([-math.sin(angle), math.cos(angle), 0])
-        matrix = np.eye(4)
-        matrix[:3] = np.column_stack([right, np.cross(back, right), back, 3 * back])
-        frames.append({"file_path": f"images/{name.name}", "transform_matrix": matrix.tolist()})
-    head = {"fl_x": focal, "fl_y": focal, "cx": width / 2, "cy": height / 2, "w": width, "h": height, "frames": frames}
-    (root / "transforms.json").write_text(json.dumps(head))
+        k = i % len(chosen)
+        if i >= len(chosen):
+            os.link(folder / f"{k:05d}.jpg", folder / f"{i:05d}.jpg")
+        frames.append({"file_path": f"images/{i:05d}.jpg", **lenses[k], "transform_matrix": [*capture.poses[chosen[k]].tolist(), [0, 0, 0, 1]]})
+    head = {"val_filenames": [frames[0]["file_path"]]}
+    if capture.points is not None:
+        write_file(root / "points.ply", coloured_ply(capture.points, np.zeros(capture.points.shape, dtype=np.uint8)))
+        head["ply_file_path"] = "points.ply"
+    (root / "transforms.json").write_text(json.dumps({**head, "frames": frames}))
+
+
+def _enlarge(capture, i, file, megapixels):
+    """Writes photo i of a Capture at another size; returns its lens as transforms.json has it."""
+    picture = cv2.imread(str(capture.files[i]))
+    height, width = (round(side * math.sqrt(1e6 * megapixels / picture[..., 0].size)) for side in picture.shape[:2])
+    picture = cv2.resize(picture, (width, height), interpolation=cv2.INTER_CUBIC)
+    noise = np.random.default_rng(i).normal(0, NOISE, picture.shape[:2] + (1,)).astype(np.float32)
+    cv2.imwrite(str(file), np.clip(picture + noise, 0, 255).astype(np.uint8))
+    names = "fl_x", "fl_y", "cx", "cy", "k1", "k2", "k3", "k4", "p1", "p2"
+    intrinsics = capture.intrinsics[i] * np.tile([width, height] / capture.full_sizes[i], 2)
+    model = "OPENCV_FISHEYE" if capture.lens[i] == FISHEYE else "OPENCV"
+    return {"camera_model": model, "w": width, "h": height, **dict(zip(names, [*intrinsics.tolist(), *capture.distortion[i].tolist()], strict=True))}
 
 
 def measure(scene, cache, steps, flags):
@@ -104,7 +132,11 @@ def measure(scene, cache, steps, flags):
 def main():
     arguments = parse()
     if arguments.make:
-        make(arguments.scene, arguments.photos, arguments.megapixels)
+        try:
+            make(arguments.scene, arguments.like, arguments.photos, arguments.megapixels)
+        except UserError as error:
+            print(f"bench_images.py: {error}", file=sys.stderr)
+            return 1
         return 0
     if len(arguments.caches) == 1:
         try:

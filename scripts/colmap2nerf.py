@@ -31,11 +31,11 @@ from sfm.reconstruct import (
     reconstruct,
 )
 from sfm.report import advice, make_report, read_points, report_text, write_report
-from sfm.transforms_file import write_transforms
+from sfm.transforms_file import POINTS, write_transforms
 from sfm.undistort import undistort_masks, undistort_photos
 from sfm.work import Features, Work
 
-DESCRIPTION = ["transforms.json", "report.json", "report.txt", "poses.png"]
+DESCRIPTION = ["transforms.json", POINTS, "report.json", "report.txt", "poses.png"]
 MASKS = "masks"
 RESERVED = ("..", place.IMAGES, MASKS, "sparse", "undistorted", "colmap.log", *DESCRIPTION)
 LONGEST_ON_GPU, LONGEST_ON_CPU = 3200, 1600  # pixels; on a CPU more takes minutes a hundred photos and changes the poses little
@@ -187,7 +187,7 @@ def convert(options, scene):
             place.refuse_to_overwrite(scene, ["sparse"], options.overwrite)
             parts.append("sparse")
         describe(room, scene, photos, masks, options, {}, None)
-        place.move_in(room, scene, parts)
+        place.move_in(room, scene, [part for part in parts if (room / part).exists()])  # no points, no file of points
         link_in(options, scene, masks)
     print(f"transforms.json is in {scene}.")
 
@@ -236,11 +236,12 @@ def describe(room, scene, photos, masks, options, facts, features):
         notes.append(f"{turned} photos are stored turned (EXIF orientation): they are used as they are stored")
     if masks:
         notes.append(f"{len(masks)} of {len(photos)} photos have a mask")
-    report = make_report(found, read_points(room / "sparse" / "0"), names, notes=notes, masks=len(masks), **facts)
+    points = read_points(room / "sparse" / "0")
+    report = make_report(found, points, names, notes=notes, masks=len(masks), **facts)
     report["advice"] = advice(report, features)
     times = {name: i / len(names) for i, name in enumerate(names)} if options.dynamic else None
     inside = {name: f"{MASKS}/{file.relative_to(masks_folder(options, scene)).as_posix()}" for name, file in masks.items()}
-    write_transforms(room / "transforms.json", found, inside, options.hold, times)
+    write_transforms(room, found, points, inside, options.hold, times)
     write_report(room, report)
     draw_poses(room / "poses.png", found, f"{scene.name}: {report['registered']} of {report['photos']} photos, mean reprojection error "
                f"{report['mean_reprojection_error']:.2f} pixels")
@@ -252,7 +253,7 @@ def without_lens(folder, before, masks, options):
     """transforms.json and the masks of the undistorted scene."""
     after = read_colmap(folder, SimpleNamespace(downscale=1))
     made = undistort_masks(masks, before, after, folder / MASKS)
-    write_transforms(folder / "transforms.json", after, {name: f"{MASKS}/{file}" for name, file in made.items()}, options.hold)
+    write_transforms(folder, after, read_points(folder / "sparse" / "0"), {name: f"{MASKS}/{file}" for name, file in made.items()}, options.hold)
 
 
 def say(text):

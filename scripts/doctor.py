@@ -25,7 +25,7 @@ OLDEST_TORCH = (2, 7)
 OLDEST_GCC = 10  # the first that takes -std=c++20
 OLDEST_DRIVER = {"11": 450, "12": 525, "13": 580}  # by major version of CUDA (NVIDIA, CUDA compatibility, table 1)
 LEAST_FREE = 2**28  # bytes; all packages with CUDA for a handful of GPUs take less
-NOT_FOR_TRAINING = {"fast-simplification", "imageio", "imageio-ffmpeg", "PyMCubes", "pytest", "ruff", "setuptools", "viser"}
+NOT_FOR_TRAINING = {"fast-simplification", "imageio", "imageio-ffmpeg", "PyMCubes", "pytest", "ruff", "setuptools", "viser", "xatlas"}
 
 
 class Line(NamedTuple):

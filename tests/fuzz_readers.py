@@ -58,7 +58,8 @@ def colmap_text_scene(root):
 
 
 def transforms_scene(root):
-    content = ring_transforms(root, head={"fl_x": 60.0, "w": 64, "h": 48, "k1": 0.01, "camera_model": "OPENCV", "ply_file_path": "points.ply"})
+    content = ring_transforms(root, head={"fl_x": 60.0, "w": 64, "h": 48, "k1": 0.01, "camera_model": "OPENCV", "ply_file_path": "points.ply",
+                                          "aabb_scale": 4, "scale": 0.33, "offset": [0.5, 0.5, 0.5]})
     content |= {"train_filenames": [frame["file_path"] for frame in content["frames"][:6]], "val_filenames": [content["frames"][7]["file_path"]]}
     content["frames"][1]["mask_path"] = "masks/001.png"
     save_transforms(root, content)

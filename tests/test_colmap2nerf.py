@@ -271,8 +271,35 @@ def test_a_model_that_is_there_becomes_transforms(tmp_path, capsys):
     turns, shifts = aligned_errors(other.poses, one.poses)
     assert turns.max() < 1e-4 and shifts.max() < 1e-6
     np.testing.assert_allclose(other.distortion, one.distortion)
+    colours = np.frombuffer((scene / "sparse_pc.ply").read_bytes()[-200 * 15:], np.dtype([("xyz", "<f4", 3), ("rgb", "u1", 3)]))["rgb"]
+    assert other.points.shape == one.points.shape and (colours == 9).all()
     assert np.linalg.norm(other.poses[:, :, 3], axis=1).mean() == pytest.approx(4)
     assert json.loads((scene / "report.json").read_text())["registered"] == 9 and (scene / "poses.png").stat().st_size > 10_000
+
+
+def test_both_doors_lead_to_the_same_scene(scene_data, tmp_path):
+    """The model and the transforms.json made of it have the same world, bound and box, and nearly the same start of the views.
+
+    Outliers are cut off along the axes of each file, which differ: hence the tolerance.
+    """
+    scene = tmp_path / "fox"
+    for name in ("images", "sparse"):
+        shutil.copytree(scene_data("fox") / name, scene / name)
+    assert colmap2nerf.main(["--images", str(scene / "images")]) == 0
+    one, other = load_scene(scene_options(scene, downscale=8)), load_scene(scene_options(scene, downscale=8, data_format="nerf"))
+    np.testing.assert_allclose(other.cameras.poses, one.cameras.poses, atol=2e-3)
+    np.testing.assert_allclose(np.sort(other.points, axis=0), np.sort(one.points, axis=0), atol=2e-3)
+    np.testing.assert_allclose(other.aabb, one.aabb, atol=2e-3)
+    assert other.bound == one.bound and [name.removeprefix("images/") for name in other.names] == one.names
+    assert np.array_equal(other.val, one.val) and np.array_equal(other.train, one.train)
+    assert other.cameras.near[0] == pytest.approx(one.cameras.near[0], rel=0.3)
+
+
+def test_a_model_without_points(tmp_path):
+    scene = ring_scene(tmp_path)
+    (scene / "sparse" / "0" / "points3D.bin").unlink()
+    assert colmap2nerf.main(["--images", str(scene / "images")]) == 0
+    assert not (scene / "sparse_pc.ply").exists() and "ply_file_path" not in json.loads((scene / "transforms.json").read_text())
 
 
 def test_photos_of_several_sizes_keep_their_lenses(tmp_path):
@@ -332,7 +359,7 @@ def test_photos_to_a_scene_that_loads(form, tmp_path, capsys):
     flags = ["--run_colmap", "--colmap", form, "--masks", str(tmp_path / "given"), "--undistort", "--colmap_text", "text", "--colmap_matcher", "retrieval"]
     assert colmap2nerf.main(["--images", str(folder), *flags]) == 0, capsys.readouterr().err
     scene = tmp_path / "für alle_scene"
-    made = {"colmap.db", "colmap.log", "images", "masks", "poses.png", "report.json", "report.txt", "sparse", "text", "transforms.json", "undistorted"}
+    made = {"colmap.db", "colmap.log", "images", "masks", "poses.png", "report.json", "report.txt", "sparse", "sparse_pc.ply", "text", "transforms.json", "undistorted"}
     assert {entry.name for entry in scene.iterdir()} == made and contents(folder) == before
     report = json.loads((scene / "report.json").read_text())
     assert report["registered"] == 7 and report["mean_reprojection_error"] < 0.5 and report["matchers"] == ["retrieval"] and len(report["cameras"]) == 1

@@ -47,7 +47,9 @@ def exported(tmp_path, *flags, field=None, scene=None, **grid):
 
 
 def everywhere(half=1.0, resolution=48, inner=0.0, size=8):
-    return Region(half, resolution, inner, torch.ones((size,) * 3, dtype=torch.bool), lambda positions: torch.ones(len(positions), dtype=torch.bool))
+    return Region(
+        half, resolution, inner, torch.ones((size,) * 3, dtype=torch.bool), lambda positions: torch.ones(len(positions), dtype=torch.bool)
+    )
 
 
 def chamfer(a, b):
@@ -127,6 +129,10 @@ def test_uncontract_inverts_contract():
 def test_otsu_finds_the_gap_between_two_classes():
     values = torch.cat([torch.randn(5000) * 0.3 - 1, torch.randn(2000) * 0.5 + 5])
     assert -0.2 < np.log(otsu(values)) < 4
+
+
+def test_where_all_densities_are_alike_nothing_is_parted():
+    assert otsu(torch.zeros(100)) < FAINTEST and otsu(torch.full((5,), 9.0)) < FAINTEST
 
 
 def test_export_writes_files_that_others_read(tmp_path):
@@ -222,23 +228,23 @@ def test_rasterised_triangles_hide_each_other():
     near, far = [[-0.5, -0.5, -1], [0.5, -0.5, -1], [0, 0.5, -1]], [[-9, -9, -2], [9, -9, -2], [0, 9, -2]]
     points = camera.project(torch.tensor(near + far, dtype=torch.float32))
     faces = torch.tensor([[0, 1, 2], [3, 4, 5]])
-    buffer = rasterise(points, faces, camera)
+    buffer = rasterise(points, faces, 20, 20)
     face = buffer.face.view(20, 20)
     assert face[10, 10] == 0 and face[2, 10] == 1 and face[19, 0] == 1 and (face == 0).sum() == pytest.approx(50, abs=6)
     assert buffer.closeness.view(20, 20)[10, 10] == pytest.approx(1.0) and buffer.closeness.view(20, 20)[2, 10] == pytest.approx(0.5)
-    assert (rasterise(points, faces, camera, one_sided=True).face >= 0).all()  # both are counter-clockwise, seen from here
-    assert (rasterise(points, faces.flip(1), camera, one_sided=True).face == -1).all()
+    assert (rasterise(points, faces, 20, 20, one_sided=True).face >= 0).all()  # both are counter-clockwise, seen from here
+    assert (rasterise(points, faces.flip(1), 20, 20, one_sided=True).face == -1).all()
     behind = camera.project(torch.tensor(near, dtype=torch.float32) * torch.tensor([1.0, 1.0, -1.0]))
-    assert (rasterise(behind, faces[:1], camera).face == -1).all()
+    assert (rasterise(behind, faces[:1], 20, 20).face == -1).all()
 
 
 def test_what_is_drawn_in_parts_is_the_same(monkeypatch):
     shape, scene = trimesh.creation.icosphere(2, 0.5), scene_around()
     camera, _ = pinhole(Views(scene.cameras, scene.aabb, CPU), 0, 60)
     points, faces = camera.project(torch.from_numpy(np.float32(shape.vertices))), torch.from_numpy(shape.faces)
-    whole = rasterise(points, faces, camera)
+    whole = rasterise(points, faces, camera.width, camera.height)
     monkeypatch.setitem(raster.AT_ONCE, "cpu", 7)
-    parts = rasterise(points, faces, camera)
+    parts = rasterise(points, faces, camera.width, camera.height)
     assert torch.equal(whole.face, parts.face) and torch.equal(whole.closeness, parts.closeness) and (whole.face >= 0).any()
 
 
@@ -294,8 +300,6 @@ def test_nan_in_places_is_found():
         extract(density, np.log(LEVEL), everywhere())
 
 
-
-
 @pytest.fixture(params=["-O", "-O2"])
 def tested(request, make_trainer):
     """A trainer after a few steps, and the options with which --test looks at it."""
@@ -303,7 +307,13 @@ def tested(request, make_trainer):
     trainer = make_trainer(*small, preset=request.param)
     advance(trainer, 200)
     trainer.options = dataclasses.replace(
-        trainer.options, test=True, test_no_video=True, mcubes_reso=48, env_reso=32, export_points=500, given=(*trainer.options.given, "mcubes_reso")
+        trainer.options,
+        test=True,
+        test_no_video=True,
+        mcubes_reso=48,
+        env_reso=32,
+        export_points=500,
+        given=(*trainer.options.given, "mcubes_reso"),
     )
     return trainer
 
@@ -339,7 +349,7 @@ def test_an_empty_grid_costs_a_sentence_and_only_what_was_asked_for_by_name_cost
 @pytest.mark.gpu
 def test_cuda_finds_the_same_surface(tmp_path):
     cuda, scene = torch.device("cuda"), scene_around()
-    options = options_of("--mcubes_reso", "128", "--density_thresh", str(LEVEL), "--mesh_visibility_culling")
+    options = options_of("--mcubes_reso", "128", "--density_thresh", str(LEVEL), "--mesh_visibility_culling", "--mesh_texture", "256")
     cpu_model, cuda_model = (model_of(Ball(), options, scene) for _ in range(2))
     cuda_model.field.to(cuda)
     cuda_model.sampler.to(cuda)

@@ -201,7 +201,7 @@ def test_decoded_photos_are_used_again_until_one_changes(tmp_path, cache, capsys
 def test_auto_goes_to_disk_where_memory_is_short(tmp_path, monkeypatch):
     ring_scene(tmp_path)
     assert not load_scene(options(tmp_path)).photos.on_disk
-    monkeypatch.setattr("nerf.scene.photos._available_memory", lambda: 1000)
+    monkeypatch.setattr("nerf.scene.photos.available_memory", lambda: 1000)
     assert load_scene(options(tmp_path)).photos.on_disk
 
 

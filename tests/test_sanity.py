@@ -50,6 +50,12 @@ def test_cameras_outside_the_cube_of_an_object_are_as_they_should_be(tmp_path):
     assert warnings(tmp_path, "-O", "--bound", "0.5") == []
 
 
+def test_cameras_about_a_rendered_object_are_as_far_as_they_should_be(tmp_path):
+    """NeRF-synthetic at its own scale."""
+    ring_transforms(tmp_path, "transforms_train.json", folder="train", radius=4.03)
+    assert warnings(tmp_path, "-O", "--scale", "1") == [] and len(warnings(tmp_path, "-O", "--scale", "4")) == 1
+
+
 def test_cells_that_nobody_sees(tmp_path):
     ring_scene(tmp_path, camera=("PINHOLE", 64, 48, [600, 610, 32, 24]))
     assert any("--mark_untrained" in line for line in warnings(tmp_path, "-O", "--no-mark_untrained"))

@@ -199,7 +199,7 @@ def test_photo_that_does_not_open(tmp_path):
 
 def test_memory_is_stated_before_decoding(tmp_path, capsys, monkeypatch):
     ring_scene(tmp_path)
-    monkeypatch.setattr("nerf.scene.photos._available_memory", lambda: 1000)
+    monkeypatch.setattr("nerf.scene.photos.available_memory", lambda: 1000)
     with pytest.raises(UserError, match="larger --downscale"):
         load_scene(options(tmp_path, image_cache="cpu"))
     assert capsys.readouterr().out == "loading 9 photos, 0.00 GiB as uint8\n"

@@ -8,7 +8,15 @@ from PIL import Image
 
 from nerf.errors import UserError
 from nerf.scene.cameras import check_intrinsics, rigid_poses
-from nerf.scene.extent import MIN_NEAR, no_distances, scene_box, seen_distances, view_limits
+from nerf.scene.extent import (
+    MIN_NEAR,
+    OVERLAP_STEP,
+    no_distances,
+    overlap_distance,
+    scene_box,
+    seen_distances,
+    view_limits,
+)
 from nerf.scene.normalise import (
     nearest_to_axes,
     rotation_between,
@@ -161,6 +169,29 @@ def test_views_start_before_the_nearest_point_of_all():
     assert (near == 7).all() and "as given" in notes[0]
     assert (limits(points / 1e3, seen, positions / 1e3, start)[0] == np.float32(MIN_NEAR)).all()
     assert (view_limits(no_distances(3), start)[0] == np.float32(MIN_NEAR)).all()
+
+
+def row_of_cameras(count, apart, depth=5.0):
+    """Poses, intrinsics and sizes of cameras side by side that look the same way, each 90 degrees wide, `depth` behind the centre."""
+    positions = np.outer(apart * np.arange(count), [1, 0, 0]) + [0, 0, depth]
+    poses = np.concatenate([np.tile(np.eye(3), (count, 1, 1)), positions[:, :, None]], axis=2)
+    return poses, np.tile([50.0, 50, 50, 50], (count, 1)), np.full((count, 2), 100)
+
+
+def test_views_start_where_others_see_the_same():
+    """Of the nine rays of a view, the fifth to be in three other pictures is in the middle column: at depth 2, where the second next views see it."""
+    for apart in (0.1, 0.3):
+        distance = 2 * apart * np.hypot(1, 2 / 3)
+        assert distance <= overlap_distance(*row_of_cameras(60, apart)) < distance * OVERLAP_STEP
+    assert overlap_distance(*row_of_cameras(60, 0.3, depth=0.8)) == pytest.approx(0.4)
+    assert overlap_distance(*row_of_cameras(60, 1e-3)) == MIN_NEAR
+    assert overlap_distance(*row_of_cameras(60, 10)) is None and overlap_distance(*row_of_cameras(3, 0.1)) is None and overlap_distance(*row_of_cameras(1, 0.1)) is None
+    start = options("", min_near=None)
+    near, far, notes = view_limits(no_distances(2), start, 0.2)
+    assert (near == np.float32(0.2)).all() and np.isinf(far).all() and "few other views" in notes[0]
+    assert (view_limits(no_distances(2), options("", min_near=0.1), 0.2)[0] == np.float32(0.1)).all()
+    for overlap in (None, MIN_NEAR):
+        assert (view_limits(no_distances(2), start, overlap)[0] == np.float32(MIN_NEAR)).all()
 
 
 def test_scene_box():

@@ -25,8 +25,33 @@ def test_instant_ngp(tmp_path):
     scene = load_scene(nerf(tmp_path))
     assert np.allclose(scene.cameras.intrinsics, [30, 30.5, 16, 12])
     assert np.allclose(scene.cameras.distortion, [0.01, 0.02, 0, 0, 0.03, 0.04]) and (scene.cameras.lens == PERSPECTIVE).all()
-    assert scene.val.tolist() == [0, 8, 16] and len(scene.train) == 14 and scene.bound == 2
+    assert scene.val.tolist() == [0, 8, 16] and len(scene.train) == 14
     assert np.allclose(scene.cameras.poses[:, :, 1].mean(axis=0)[:2], 0, atol=1e-6)
+
+
+@pytest.mark.parametrize("head, centre, half", [
+    ({"aabb_scale": 2}, (0, 0, 0), 1 / 0.33), ({"aabb_scale": 8, "scale": 1}, (0, 0, 0), 4), ({"aabb_scale": 2, "scale": 0.5, "offset": [0.5, 0, 0.5]}, (0, 1, 0), 2)])
+def test_cube_that_instant_ngp_states(tmp_path, head, centre, half):
+    """Its centre is the world's, nothing is sampled outside it but up to the cameras, and the bound has room for it."""
+    save_transforms(tmp_path, ring_transforms(tmp_path) | head)
+    capture, scene = read_transforms(tmp_path, nerf(tmp_path)), load_scene(nerf(tmp_path))
+    assert np.allclose(capture.region, [np.subtract(centre, half), np.add(centre, half)])
+    world = scene.world
+    assert np.allclose(world.centre, centre)
+    corners = world.points(capture.region)
+    margin = scene.aabb.reshape(2, 3) - [np.minimum(corners.min(axis=0), scene.cameras.poses[:, :, 3].min(axis=0)), np.maximum(corners.max(axis=0), scene.cameras.poses[:, :, 3].max(axis=0))]
+    assert (np.abs(margin) < 0.2 * half * scene.scale).all() and (margin[0] <= 0).all() and (margin[1] >= 0).all()
+    assert scene.bound / 2 < max(1.01, half * scene.scale) <= scene.bound
+    tight = load_scene(nerf(tmp_path, bound=0.5))
+    assert tight.bound == 0.5 and np.abs(tight.aabb).max() == 0.5
+
+
+@pytest.mark.parametrize("head", [{"aabb_scale": "wide"}, {"aabb_scale": 0}, {"aabb_scale": float("nan")}, {"aabb_scale": 10**400}, {"aabb_scale": 4, "scale": 0},
+                                  {"aabb_scale": 4, "offset": [1, 2]}, {"aabb_scale": 4, "offset": {}}, {"aabb_scale": 4, "offset": [[1], [2, 3]]}, {"aabb_scale": 4, "offset": [1e300] * 3}])
+def test_cube_that_is_none(tmp_path, head):
+    save_transforms(tmp_path, ring_transforms(tmp_path) | head)
+    scene = load_scene(nerf(tmp_path))
+    assert scene.bound == 2 and any("state no cube and are ignored" in note for note in scene.notes)
 
 
 def test_nerfstudio(tmp_path):

@@ -17,8 +17,8 @@ def surface_colours(field, space, points, normals, spacing, places):
     """Colours [V, 3] float32 in [0, 1] of points on a field's surface.
 
     A colour taken at one point is that of the haze before the surface as often as that of the surface. So a short ray through the point is
-    composited, along the direction in which the training camera nearest to the normal sees it (whether or not something stands between them):
-    a field knows colours along directions that it was shown.
+    composited, along the direction in which the training camera nearest to the normal sees it (whether or not something stands between
+    them): a field knows colours along directions that it was shown.
 
     Args:
         field: nerf.fields.Field, in evaluation mode; space: Space.

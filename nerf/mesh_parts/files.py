@@ -1,33 +1,61 @@
-"""Files of a mesh: PLY, OBJ, glTF, and the frame in which their coordinates are."""
+"""Files of a mesh: PLY, OBJ, glTF, with colours a vertex or a texture, and the frame in which their coordinates are."""
 
 import json
 
 import numpy as np
 import trimesh
+from PIL import Image
+from trimesh.exchange.obj import export_obj
+from trimesh.visual.material import PBRMaterial, SimpleMaterial
+from trimesh.visual.texture import TextureVisuals
 
-from nerf.files import write_file
+from nerf.files import writable, write_file
+from nerf.images import to_uint8
+from nerf.mesh_parts.surface import Mesh
 
 UPRIGHT = np.array([[1, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0], [0, 0, 0, 1.0]])  # z up to y up, which glTF prescribes
+WHITE, BLACK = [255, 255, 255, 255], [0, 0, 0, 255]
+TEXTURE_FILES = ("mesh.mtl", "texture.png")
 
 
 def write_mesh(folder, mesh, normals, colours):
     """Writes mesh.ply, mesh.obj and mesh.glb into a folder, each with vertex colours and normals.
 
-    PLY and OBJ hold world coordinates, z up. glTF holds the same, under a node that turns them y up, and its colours are linear, as that format
-    prescribes; the others hold colours as the photos have them.
+    PLY and OBJ hold world coordinates, z up. glTF holds the same, under a node that turns them y up, and its colours are linear, as that
+    format prescribes; the others hold colours as the photos have them.
 
     Args:
         mesh: Mesh in the world; normals: [V, 3] float32, unit; colours: [V, 3] float32 in [0, 1].
     Raises:
         UserError: a file cannot be written.
     """
-    shown = trimesh.Trimesh(mesh.vertices, mesh.faces, vertex_normals=normals, vertex_colors=_bytes(colours), process=False)
+    shown = _trimesh(mesh, normals, vertex_colors=_bytes(colours))
     write_file(folder / "mesh.ply", shown.export(file_type="ply", vertex_normal=True))
     write_file(folder / "mesh.obj", shown.export(file_type="obj", include_normals=True, include_color=True).encode())
     shown.visual.vertex_colors = _bytes(linear(colours))
-    upright = trimesh.Scene()
-    upright.add_geometry(shown, geom_name="mesh", node_name="mesh", transform=UPRIGHT)
-    write_file(folder / "mesh.glb", upright.export(file_type="glb", include_normals=True))
+    write_file(folder / "mesh.glb", _glb(shown))
+    for name in TEXTURE_FILES:
+        with writable(folder / name):
+            (folder / name).unlink(missing_ok=True)  # an earlier mesh.obj's
+
+
+def write_textured(folder, mesh, normals, layout, picture):
+    """Writes mesh.obj, with mesh.mtl and texture.png, and mesh.glb, which holds its texture, in the place of those without one.
+
+    Args:
+        mesh, normals: as of write_mesh; layout: nerf.mesh_parts.texture.Layout; picture: [H, W, 3] float32 in [0, 1], its texels.
+    Raises:
+        UserError: a file cannot be written.
+    """
+    shown = _trimesh(Mesh(mesh.vertices[layout.source], layout.faces), normals[layout.source])
+    image = Image.fromarray(to_uint8(picture))
+    matt = SimpleMaterial(image=image, diffuse=WHITE, ambient=WHITE, specular=BLACK, glossiness=0.0, name="texture")
+    shown.visual = TextureVisuals(uv=layout.uv, material=matt)
+    text, beside = export_obj(shown, include_normals=True, return_texture=True, mtl_name="mesh.mtl")
+    for name, content in (*beside.items(), ("mesh.obj", text.encode())):
+        write_file(folder / name, content)
+    shown.visual.material = PBRMaterial(baseColorTexture=image, metallicFactor=0.0, roughnessFactor=1.0)
+    write_file(folder / "mesh.glb", _glb(shown))
 
 
 def linear(colours):
@@ -47,9 +75,25 @@ def write_frame(path, scene, **facts):
     world = np.eye(4)
     world[:3, :3] = scene.world.scale * scene.world.rotation
     world[:3, 3] = scene.world.points(np.zeros(3))
-    content = {"frame": "world, z up", "scale": scene.scale, "world_from_file": world.tolist(), "file_from_world": np.linalg.inv(world).tolist(), **facts}
+    content = {
+        "frame": "world, z up",
+        "scale": scene.scale,
+        "world_from_file": world.tolist(),
+        "file_from_world": np.linalg.inv(world).tolist(),
+        **facts,
+    }
     write_file(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
+def _trimesh(mesh, normals, **colours):
+    return trimesh.Trimesh(mesh.vertices, mesh.faces, vertex_normals=normals, process=False, **colours)
+
+
+def _glb(shown):
+    upright = trimesh.Scene()
+    upright.add_geometry(shown, geom_name="mesh", node_name="mesh", transform=UPRIGHT)
+    return upright.export(file_type="glb", include_normals=True)
+
+
 def _bytes(colours):
-    return np.concatenate([np.round(colours * 255).astype(np.uint8), np.full((len(colours), 1), 255, np.uint8)], axis=1)
+    return to_uint8(np.concatenate([colours, np.ones((len(colours), 1))], axis=1))

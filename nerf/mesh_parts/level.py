@@ -16,8 +16,8 @@ FAINTEST = 5.0  # the least iso level: light crosses a fifth of the unit of leng
 def iso_level(log_density, space, given, seed):
     """The iso level of a field's surface.
 
-    Otsu's threshold (IEEE Trans. SMC 9, 1979) of the logarithm of density at random points of occupied cells: it parts the haze that lies around
-    surfaces from what they are made of. Never below FAINTEST.
+    Otsu's threshold (IEEE Trans. SMC 9, 1979) of the logarithm of density at random points of occupied cells: it parts the haze that lies
+    around surfaces from what they are made of. Never below FAINTEST.
 
     Args:
         log_density: positions [K, 3] of field space -> [K] float; space: Space.
@@ -41,14 +41,18 @@ def iso_level(log_density, space, given, seed):
     if not len(values) or values.max() < math.log(level):
         densest = values.max().exp().item() if len(values) else 0.0
         remedy = "give a lower --density_thresh" if given else "train the scene for longer, or give a --density_thresh"
-        raise UserError(f"There is no mesh to make: the field is nowhere denser than {densest:.3g}, and a surface lies at {level:.3g}; {remedy}.")
+        raise UserError(
+            f"There is no mesh to make: the field is nowhere denser than {densest:.3g}, and a surface lies at {level:.3g}; {remedy}."
+        )
     return level, "as --density_thresh says" if given else "from the histogram of the occupied cells"
 
 
 def otsu(log_values):
-    """The density that best parts the logarithms [K] of densities in two classes: a float between LEAST and MOST."""
+    """The density that best parts the logarithms [K] of densities in two classes: a float from LEAST to MOST; LEAST where all are alike."""
     low, high = math.log(LEAST), math.log(MOST)
     count = torch.histc(log_values.clamp(low, high), BINS, low, high).double()
+    if (count > 0).sum() < 2:
+        return LEAST
     middle = low + (torch.arange(BINS, device=count.device) + 0.5) * (high - low) / BINS
     share, moment = count.cumsum(0) / count.sum(), (count * middle).cumsum(0) / count.sum()
     between = (moment[-1] * share - moment).square() / (share * (1 - share)).clamp(min=1e-12)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from nerf.images import write_png
-from nerf.mesh_parts.raster import Pinhole, rasterise
+from nerf.mesh_parts.raster import Pinhole, corner_weights, rasterise
 from nerf.mesh_parts.visibility import pinhole
 
 LONGEST = 480  # pixels of a view's longer side
@@ -18,37 +18,48 @@ CLAY = 0.8
 
 
 @torch.no_grad()
-def write_preview(path, mesh, colours, views):
+def write_preview(path, mesh, look, views):
     """A PNG with a column a view: above in the mesh's colours, below as clay lit from the camera.
 
-    The first columns are training cameras, evenly chosen; the last looks from outside and above, and sees no face from behind, so that a room can be
-    looked into.
+    The first columns are training cameras, evenly chosen; the last looks from outside and above, and sees no face from behind, so that a
+    room can be looked into.
 
     Args:
-        mesh: Mesh in the world; colours: [V, 3] float32 in [0, 1]; views: nerf.rays.Views of the training cameras, on the device.
+        mesh: Mesh in the world; views: nerf.rays.Views of the training cameras, on the device.
+        look: the mesh's skin, a function of faces [K] int64 and weights of their corners [K, 3] -> colours [K, 3] in [0, 1].
     """
     device = views.poses.device
-    vertices, faces, colours = (torch.from_numpy(array).to(device) for array in (*mesh, colours))
+    vertices, faces = (torch.from_numpy(array).to(device) for array in mesh)
     chosen = torch.linspace(0, len(views.poses), VIEWS + 1)[:-1].long().tolist()
     cameras = [(pinhole(views, i, LONGEST * FINER)[0], False) for i in chosen] + [(_from_outside(views, vertices), True)]
-    columns = [_column(vertices, faces, colours, *camera) for camera in cameras]
+    columns = [_column(vertices, faces, look, *camera) for camera in cameras]
     height = max(len(picture) for column in columns for picture in column)
-    rows = [[np.pad(picture, ((0, height - len(picture)), (0, 0), (0, 0)), constant_values=1.0) for picture in row] for row in zip(*columns)]
+    rows = [
+        [np.pad(picture, ((0, height - len(picture)), (0, 0), (0, 0)), constant_values=1.0) for picture in row] for row in zip(*columns)
+    ]
     write_png(path, np.concatenate([np.concatenate(row, axis=1) for row in rows]))
 
 
-def _column(vertices, faces, colours, camera, one_sided):
-    buffer = rasterise(camera.project(vertices), faces, camera, one_sided)
-    hit = buffer.face >= 0
-    corners = vertices[faces]
-    normal = torch.nn.functional.normalize(torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), dim=-1)
-    towards = torch.nn.functional.normalize(camera.pose[:, 3] - corners.mean(dim=1), dim=-1)
-    lit = (normal * towards).sum(dim=-1).abs()[:, None].expand(-1, 3) * CLAY
+def _column(vertices, faces, look, camera, one_sided):
+    """The two pictures [H, W, 3] float32 numpy of a camera."""
+    points = camera.project(vertices)
+    buffer = rasterise(points, faces, camera.width, camera.height, one_sided)
+    hit = (buffer.face >= 0).nonzero()[:, 0]
+    face = buffer.face[hit]
     pictures = []
-    for of_face in (colours[faces].mean(dim=1), lit):
-        picture = torch.where(hit[:, None], of_face[buffer.face.clamp(min=0)], 1.0).view(camera.height, camera.width, 3).cpu().numpy()
+    for shown in (look(face, corner_weights(points, faces, buffer, hit, camera.width)), _clay(vertices[faces[face]], camera)):
+        picture = torch.ones((camera.height * camera.width, 3), device=vertices.device)
+        picture[hit] = shown
+        picture = picture.view(camera.height, camera.width, 3).cpu().numpy()
         pictures.append(cv2.resize(picture, (camera.width // FINER, camera.height // FINER), interpolation=cv2.INTER_AREA))
     return pictures
+
+
+def _clay(corners, camera):
+    """Grey [K, 3] of triangles [K, 3, 3], brightest where they face the camera."""
+    normal = torch.nn.functional.normalize(torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), dim=-1)
+    towards = torch.nn.functional.normalize(camera.pose[:, 3] - corners.mean(dim=1), dim=-1)
+    return (normal * towards).sum(dim=-1).abs()[:, None].expand(-1, 3) * CLAY
 
 
 def _from_outside(views, vertices):

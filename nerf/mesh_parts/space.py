@@ -63,11 +63,15 @@ class Space:
         world = self.to_world(positions)
         return ((world >= self.box[:3]) & (world <= self.box[3:])).all(dim=-1)
 
+    def cells(self, resolutions):
+        """Side of a grid cell in field space, a list of floats, for each cascade's number of cells a side; 0 cells count as one."""
+        return [2 * half / max(count, 1) for half, count in zip(self.half_sides, resolutions, strict=True)]
+
     def spacing(self, world, resolutions):
-        """Side [K] in world units of the grid cells from which the surface at world positions [K, 3] was made; resolutions: cells a side of each
-        cascade."""
+        """Side [K] in world units of the grid cells from which the surface at world positions [K, 3] was made; resolutions: cells a side of
+        each cascade."""
         norm = self.to_field(world).abs().amax(dim=-1)
-        sides = torch.tensor([2 * half / max(count, 1) for half, count in zip(self.half_sides, resolutions, strict=True)], device=world.device)
+        sides = torch.tensor(self.cells(resolutions), device=world.device)
         inner_faces = torch.tensor(self.half_sides[:-1], device=world.device)
         side = sides[torch.searchsorted(inner_faces, norm)]
         return side * world.abs().amax(dim=-1).clamp(min=1) if self.contract else side

@@ -1,7 +1,7 @@
 """The iso surface of a density, slab by slab and block by block: the memory needed grows with the surface, and with one slab of samples.
 
-Resolution R: R cells and R + 1 corners a side. A slab is BLOCK cells thick; each corner is looked at once, the corners between slabs and blocks
-are shared. So both sides of a border agree to the last bit, and vertices are welded by the grid edge that each of them lies on.
+Resolution R: R cells and R + 1 corners a side. A slab is BLOCK cells thick; each corner is looked at once, the corners between slabs and
+blocks are shared. So both sides of a border agree to the last bit, and vertices are welded by the grid edge that each of them lies on.
 """
 
 from typing import NamedTuple
@@ -27,8 +27,8 @@ class Mesh(NamedTuple):
 
 
 class Region(NamedTuple):
-    """A cube that is looked at, and what of it. half: half its side; resolution: R; inner: half the side of the cube in its middle that is left
-    out (0: none); occupied: [G, G, G] bool, its occupied cells; inside: positions [K, 3] -> [K] bool, what else is looked at."""
+    """A cube that is looked at, and what of it. half: half its side; resolution: R; inner: half the side of the cube in its middle that is
+    left out (0: none); occupied: [G, G, G] bool, its occupied cells; inside: positions [K, 3] -> [K] bool, what else is looked at."""
 
     half: float
     resolution: int
@@ -89,7 +89,7 @@ class _Planes:
         self.hidden = self.axis.abs() < hidden if region.inner else torch.zeros_like(self.axis, dtype=torch.bool)
 
     def look(self, i):
-        """values, known [R + 1, R + 1] of plane i, numpy: the logarithm of density less the level, positive within; whether the corner was looked at."""
+        """values, known [R + 1, R + 1] of plane i, numpy: log density less the level, positive within; whether the corner was looked at."""
         mask = self.wanted[self.cell[i]].index_select(0, self.cell).index_select(1, self.cell)
         mask = mask & ~(self.hidden[i] & self.hidden[:, None] & self.hidden[None, :])
         y, z = mask.nonzero(as_tuple=True)
@@ -101,7 +101,9 @@ class _Planes:
         if len(y):
             found = torch.cat([self.log_density(part).float() for part in positions.split(AT_ONCE[mask.device.type])]) - self.level
             if found.isnan().any():
-                raise UserError("There is no mesh to make: the density of the field is not a number in places; train anew, with a lower --lr.")
+                raise UserError(
+                    "There is no mesh to make: the density of the field is not a number in places; train anew, with a lower --lr."
+                )
             values[y, z] = torch.copysign(found.abs().clamp(NEAREST, STEEPEST), found)
             known[y, z] = True
         return values.cpu().numpy(), known.cpu().numpy()

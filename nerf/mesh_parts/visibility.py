@@ -29,7 +29,7 @@ def seen_faces(mesh, views, report=None):
     for i in range(len(views.poses)):
         camera, cut = pinhole(views, i, LONGEST)
         x, y, depth = camera.project(vertices)
-        buffer = rasterise((x, y, depth), faces, camera)
+        buffer = rasterise((x, y, depth), faces, camera.width, camera.height)
         face = torch.zeros(len(faces) + 1, dtype=torch.bool, device=device)  # the last stands for no face
         face[buffer.face] = True
         px, py = x.floor().long(), y.floor().long()
@@ -60,7 +60,10 @@ def pinhole(views, index, longest):
 
 
 def windows(views, chosen=None):
-    """[k, 4]: least x, y and greatest x, y of what the chosen views (default all) see, as slopes: x right, y up, at depth 1; measured on their border's rays."""
+    """[k, 4]: least x, y and greatest x, y of what the chosen views (default all) see, as slopes: x right, y up, at depth 1.
+
+    They are measured on the rays of the pictures' borders.
+    """
     along = torch.linspace(0, 1, BORDER, device=views.poses.device)
     zero, one = torch.zeros_like(along), torch.ones_like(along)
     border = torch.cat([torch.stack(pair, -1) for pair in ((along, zero), (along, one), (zero, along), (one, along))])

@@ -13,6 +13,7 @@ import numpy as np
 from nerf.errors import UserError
 
 PERSPECTIVE, FISHEYE = 0, 1
+ACROSS = np.array([1 / 6, 1 / 2, 5 / 6])  # of width and height: places that stand for a picture
 OPENCV_TO_OPENGL = np.array([1.0, -1.0, -1.0])
 
 # A rotation block further than this from a rotation times a number is no camera pose but a file of something else.
@@ -46,6 +47,26 @@ class Cameras:
     def select(self, indices):
         """The cameras at `indices` (integers, a boolean mask or a slice), in that order."""
         return Cameras(**{field.name: getattr(self, field.name)[indices] for field in fields(self)})
+
+
+def spread_directions(intrinsics, sizes):
+    """[n,9,3] directions in camera axes, with depth 1, through nine places spread evenly over each picture. What the lens bends is left out of account.
+
+    intrinsics [n,4] and sizes [n,2] as rows of Cameras; float64.
+    """
+    x, y = ((sizes[:, None] * ACROSS[:, None] - intrinsics[:, None, 2:]) / intrinsics[:, None, :2]).transpose(2, 0, 1)
+    return np.stack(np.broadcast_arrays(x[:, :, None], -y[:, None, :], -1.0), axis=-1).reshape(len(sizes), -1, 3)
+
+
+def in_picture(pose, intrinsics, size, points):
+    """[p] bool: whether a camera has points [p,3] in its picture. What stands between and what the lens bends are left out of account.
+
+    pose [3,4] camera-to-world, intrinsics [4] and size [2] as a row of Cameras; float64.
+    """
+    local = (points - pose[:, 3]) @ pose[:, :3]
+    depth = np.maximum(-local[:, 2], 1e-9)
+    x, y = intrinsics[0] * local[:, 0] / depth + intrinsics[2], -intrinsics[1] * local[:, 1] / depth + intrinsics[3]
+    return (local[:, 2] < 0) & (x >= 0) & (x < size[0]) & (y >= 0) & (y < size[1])
 
 
 def rigid_poses(matrices, labels):

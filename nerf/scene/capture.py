@@ -1,13 +1,15 @@
 """Capture: what a reader of one format hands over, in the units and pixels of its files, before anything is scaled or decoded."""
 
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 
+from nerf.scene.cameras import spread_directions
+
 HOLD_OUT_EVERY = 8
 DEPTH_STEPS = 6
-ACROSS = np.array([1 / 6, 1 / 2, 5 / 6])  # of width and height: where in the picture depths are put
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,7 @@ class Capture:
     points [p,3] float64 sparse points or None, and seen: for each view the rows of `points` that it observes, or None;
     splits: train, val, test index arrays (int64), or None for holding out every 8th view;
     depths [n,2] float64: the least and greatest depth along the optical axis that each view is stated to see, or None;
+    region [2,3] float64: the least and greatest corner of the box that is stated to hold the scene, or None;
     masks [n]: Path or None for each photo, zero where it must not be used, or None for no masks;
     synthetic: the world frame is meant as it is (object at the origin, z up) and must not be turned or recentred;
     framed: what matters is in the unit ball about the file's origin, so that the scene is turned and no more;
@@ -41,6 +44,7 @@ class Capture:
     seen: list | None = None
     splits: tuple | None = None
     depths: np.ndarray | None = None
+    region: np.ndarray | None = None
     masks: list | None = None
     synthetic: bool = False
     framed: bool = False
@@ -56,20 +60,21 @@ class Landmarks:
 
 
 def landmarks(capture, poses):
-    """Landmarks of a Capture with poses [n,3,4]: its sparse points; else points spread over each view's stated depths; else None.
+    """Landmarks of a Capture with poses [n,3,4]: its sparse points; else the corners of its stated region; else points spread over each
+    view's stated depths; else None.
 
     The spread is even in 1 / depth, as the parallax is that depths are found by.
     """
     if capture.points is not None:
         return Landmarks(capture.points, "sparse point")
+    if capture.region is not None:
+        return Landmarks(np.array(list(product(*capture.region.T))), "cube corner")
     if capture.depths is None:
         return None
     near, far = 1 / capture.depths.T
     share = np.linspace(0, 1, DEPTH_STEPS)
     depth = 1 / ((1 - share) * near[:, None] + share * far[:, None])
-    x, y = ((capture.full_sizes[:, None] * ACROSS[:, None] - capture.intrinsics[:, None, 2:]) / capture.intrinsics[:, None, :2]).transpose(2, 0, 1)
-    x, y = x[:, :, None], y[:, None, :]
-    local = np.stack(np.broadcast_arrays(x, -y, -1.0), axis=-1)[:, None] * depth[:, :, None, None, None]
+    local = spread_directions(capture.intrinsics, capture.full_sizes)[:, None] * depth[:, :, None, None]
     world = local.reshape(len(poses), -1, 3) @ poses[:, :, :3].transpose(0, 2, 1) + poses[:, None, :, 3]
     return Landmarks(world.reshape(-1, 3), "depth point")
 

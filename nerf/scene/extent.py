@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from nerf.scene.cameras import in_picture, spread_directions
+
 BOUNDS = (2.0, 4.0, 8.0, 16.0)  # not 1: photos show more than their sparse points, which may lie on one object alone
 CONTRACTED_BOUND = 2.0
 CONTRACTED_REACH = 128.0  # how far rays go in contracted space when nobody says: there 2 - 1/128 is as good as infinity
@@ -21,6 +23,13 @@ NEAR_MARGIN, FAR_MARGIN = 0.9, 1.1
 # learns first.
 MIN_NEAR = 0.05
 NEAR_SHARE = 0.75
+
+# Without any points, they start where half of all rays come into that many other pictures: nearer than that no depth can be found, and what
+# a field puts there is fog. Tried at steps of a factor from MIN_NEAR on, for some of the views. Where views are few, that can be inside of
+# what they look at: hence no farther than half of the way to the centre.
+WITNESSES = 3
+OVERLAP_STEP, OVERLAP_STEPS = 1.15, 24
+OVERLAP_VIEWS, OVERLAP_SHARE = 40, 0.5
 
 
 @dataclass(frozen=True)
@@ -83,16 +92,16 @@ def scene_box(points, positions, bound, options):
     return np.concatenate([low, high]).astype(np.float32) if (high > low).all() else cube
 
 
-def view_limits(distances, options):
+def view_limits(distances, options, overlap=None):
     """Where each view starts and ends, as distances along its rays in the world, and notes that say why.
 
     Args:
-        distances: Distances of the n views; options: min_near (None = automatic), enable_cam_near_far.
+        distances: Distances of the n views; options: min_near (None = automatic), enable_cam_near_far; overlap: see overlap_distance.
     Returns:
         near, far [n] float32 (far inf where there is no limit), notes.
     """
     least, most, what = distances.least, distances.most, distances.what
-    start, why = _start(least, options.min_near, what)
+    start, why = _start(least, options.min_near, what, overlap)
     near, far = np.full(len(least), start), np.full(len(least), np.inf)
     sighted = np.isfinite(least)
     if options.enable_cam_near_far and what:
@@ -105,18 +114,39 @@ def view_limits(distances, options):
     return near.astype(np.float32), far.astype(np.float32), notes
 
 
-def _start(least, min_near, what):
+def overlap_distance(poses, intrinsics, sizes):
+    """The distance from which on half of all rays are in the pictures of WITNESSES other views, at most half of that from the world's centre to
+    the nearest camera; or None where it is farther than looked for.
+
+    poses [n,3,4] float64 in the world, intrinsics [n,4], sizes [n,2].
+    """
+    distances = MIN_NEAR * OVERLAP_STEP ** np.arange(OVERLAP_STEPS)
+    local, shares = spread_directions(intrinsics, sizes), []
+    local /= np.linalg.norm(local, axis=-1, keepdims=True)
+    for i in range(0, len(poses), -(-len(poses) // OVERLAP_VIEWS)):
+        points = (poses[i, :, 3] + distances[:, None, None] * (local[i] @ poses[i, :, :3].T)).reshape(-1, 3)
+        views = zip(poses, intrinsics, sizes, strict=True)
+        witnesses = sum((in_picture(*view, points).astype(int) for j, view in enumerate(views) if j != i), np.zeros(len(points), dtype=int))
+        shares.append((witnesses.reshape(OVERLAP_STEPS, -1) >= WITNESSES).mean(axis=1))
+    common = np.mean(shares, axis=0) >= 0.5
+    most = OVERLAP_SHARE * np.linalg.norm(poses[:, :, 3], axis=1).min()
+    return float(min(distances[np.argmax(common)], most)) if common.any() else None
+
+
+def _start(least, min_near, what, overlap):
     """The distance at which all views start, and a note."""
     if min_near is not None:
         return min_near, f"views start at {min_near:g} (as given)"
     start = NEAR_SHARE * least.min()
+    if overlap is not None and overlap > MIN_NEAR:
+        return overlap, f"views start at {overlap:.3g} (nearer than that, few other views see what one sees; --min_near changes it)"
     if not MIN_NEAR < start < np.inf:
         return MIN_NEAR, f"views start at {MIN_NEAR:g} (--min_near changes it)"
     return start, f"views start at {start:.3g} (3/4 of the way to the nearest {what} of all; --min_near changes it)"
 
 
 def seen_distances(points, seen, positions):
-    """Distances from cameras at positions [n,3] to the sparse points [p,3] they see, outliers dropped; seen [n]: rows of `points`."""
+    """Distances from cameras at positions [n,3] to the sparse points [p,3] they see, outliers dropped; seen [n]: rows of `points`, any iterable."""
     least, most = np.full(len(positions), np.inf), np.zeros(len(positions))
     for i, (rows, position) in enumerate(zip(seen, positions, strict=True)):
         if not len(rows):

@@ -3,11 +3,11 @@
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from nerf.errors import UserError
+from nerf.scene.memory import available_memory
 from nerf.scene.photo_cache import photos_on_disk
 from nerf.scene.photo_file import SIDEWAYS, decode_into, read_header
 
@@ -88,7 +88,7 @@ def load_photos(files, sizes, alpha, cache="auto"):
     """
     channels = 4 if alpha else 3
     offsets = np.concatenate([[0], np.cumsum(sizes.prod(axis=1))]).astype(np.int64)
-    needed, available = int(offsets[-1]) * channels, _available_memory()
+    needed, available = int(offsets[-1]) * channels, available_memory()
     print(f"loading {len(files)} photos, {needed / GIB:.2f} GiB as uint8", flush=True)
     if cache == "disk" or (cache == "auto" and available is not None and needed > MEMORY_SHARE * available):
         return photos_on_disk(files, sizes, offsets, channels)
@@ -99,12 +99,3 @@ def load_photos(files, sizes, alpha, cache="auto"):
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(lambda i: decode_into(photos.image(i, sizes[i]), files[i]), range(len(files))))
     return photos
-
-
-def _available_memory():
-    """Bytes that can be had without swapping, or None where the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)

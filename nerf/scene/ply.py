@@ -1,4 +1,4 @@
-"""Points of a PLY file: the x, y, z of its vertices, ASCII or little-endian binary. (Turk, The PLY Polygon File Format, 1994.)"""
+"""Points of a PLY file: the x, y, z of its vertices, ASCII or little-endian binary, and such files written. (Turk, The PLY Polygon File Format, 1994.)"""
 
 import numpy as np
 
@@ -25,6 +25,15 @@ def parse_ply(content):
         raise ValueError(f"it promises {count} vertices, more than its bytes can hold")
     table = np.frombuffer(body, row, count)
     return np.stack([table[axis].astype(np.float64) for axis in "xyz"], axis=1)
+
+
+def coloured_ply(points, colours):
+    """The bytes of a little-endian PLY file of points [p,3], written as float, with colours [p,3] uint8."""
+    table = np.empty(len(points), dtype=[*((axis, "<f4") for axis in "xyz"), *((name, "u1") for name in ("red", "green", "blue"))])
+    for name, column in zip(table.dtype.names, [*np.transpose(points), *np.transpose(colours)], strict=True):
+        table[name] = column
+    properties = "".join(f"property {'float' if name in 'xyz' else 'uchar'} {name}\n" for name in table.dtype.names)
+    return f"ply\nformat binary_little_endian 1.0\nelement vertex {len(table)}\n{properties}end_header\n".encode() + table.tobytes()
 
 
 def _vertices(words):

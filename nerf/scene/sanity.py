@@ -5,6 +5,7 @@
 
 import numpy as np
 
+from nerf.scene.cameras import in_picture
 from nerf.scene.extent import BOUNDS
 
 SHARE_WANTED = 0.9  # of the sparse points that should be within the bound
@@ -12,7 +13,7 @@ WASTE = 4  # a given bound this many times what the points need spends most of t
 FEWEST_POINTS = 30  # fewer say nothing
 NEAREST = 0.02  # share of the sightings that are nearer than the start to try, times two: these are outliers
 CUT_SHARE = 0.1  # of sightings that near or far may cut off
-LEAST_REACH, MOST_REACH = 0.1, 4.0  # of the farthest camera; --scale is meant to bring it to about 1
+LEAST_REACH, MOST_REACH = 0.1, 6.0  # of the farthest camera; --scale is meant to bring it to about 1, or 4 about a rendered object
 UNSEEN_SHARE = 0.5  # of the marched box that may be seen by no camera
 MOST_CAMERAS, MOST_POINTS, PROBES = 100, 5000, 8000
 
@@ -113,10 +114,5 @@ def _some(cameras, train):
 
 def _sees(cameras, points):
     """[n,p] bool: whether camera i has point j in its picture."""
-    seen = np.zeros((len(cameras), len(points)), dtype=bool)
-    for i, (pose, intrinsics, size) in enumerate(zip(cameras.poses.astype(np.float64), cameras.intrinsics, cameras.sizes, strict=True)):
-        local = (points - pose[:, 3]) @ pose[:, :3]
-        depth = np.maximum(-local[:, 2], 1e-9)
-        x, y = intrinsics[0] * local[:, 0] / depth + intrinsics[2], -intrinsics[1] * local[:, 1] / depth + intrinsics[3]
-        seen[i] = (local[:, 2] < 0) & (x >= 0) & (x < size[0]) & (y >= 0) & (y < size[1])
-    return seen
+    views = zip(cameras.poses.astype(np.float64), cameras.intrinsics, cameras.sizes, strict=True)
+    return np.stack([in_picture(*view, points) for view in views])

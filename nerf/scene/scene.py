@@ -6,10 +6,16 @@ from pathlib import Path
 import numpy as np
 
 from nerf.errors import UserError
-from nerf.scene.cameras import Cameras, check_intrinsics, rigid_poses
+from nerf.scene.cameras import (
+    Cameras,
+    check_intrinsics,
+    in_picture,
+    rigid_poses,
+)
 from nerf.scene.capture import Landmarks, landmarks, split_views
 from nerf.scene.extent import (
     no_distances,
+    overlap_distance,
     scene_bound,
     scene_box,
     seen_distances,
@@ -27,6 +33,9 @@ FEWEST = 2
 
 # Width to height of photo and camera model may differ by this much through rounding of sizes; beyond it something was cropped or turned.
 ASPECT_TOLERANCE = 0.02
+
+# Of a cloud without word of which view sees which point, so many points are looked for in all pictures: 2,000 photos then take some seconds.
+MOST_POINTS = 20_000
 
 
 @dataclass(frozen=True)
@@ -78,7 +87,8 @@ def load_scene(options):
     poses = world.poses(poses)
     points = None if capture.points is None else world.points(capture.points)
     bound, why = scene_bound(marks, capture, options)
-    near, far, limits = view_limits(_distances(capture, points, poses[:, :, 3], world.scale), options)
+    overlap = overlap_distance(poses, capture.intrinsics, capture.full_sizes) if points is None and capture.depths is None else None
+    near, far, limits = view_limits(_distances(capture, points, poses, world.scale), options, overlap)
     cameras = Cameras(
         poses=poses.astype(np.float32),
         intrinsics=(intrinsics * np.tile(sizes / capture.full_sizes, 2)).astype(np.float32),
@@ -134,10 +144,16 @@ def _as_the_camera_stood(headers, full_sizes):
     return np.where(turn[:, None], headers.sizes[:, ::-1], headers.sizes), notes
 
 
-def _distances(capture, points, positions, scale):
-    if points is not None and capture.seen is not None:
-        return seen_distances(points, capture.seen, positions)
-    return no_distances(len(positions)) if capture.depths is None else stated_distances(capture, scale)
+def _distances(capture, points, poses, scale):
+    """Distances by the sparse points that each view is told to see, or has in its picture; else by stated depths; poses and points in the world."""
+    if points is None:
+        return no_distances(len(poses)) if capture.depths is None else stated_distances(capture, scale)
+    seen = capture.seen
+    if seen is None:
+        points = points[:: -(-len(points) // MOST_POINTS)]
+        views = zip(poses, capture.intrinsics, capture.full_sizes, strict=True)
+        seen = (np.flatnonzero(in_picture(*view, points)) for view in views)
+    return seen_distances(points, seen, poses[:, :, 3])
 
 
 def _sizes_note(sizes, full_sizes):

@@ -24,6 +24,8 @@ LENSES = {"SIMPLE_PINHOLE": PERSPECTIVE, "PINHOLE": PERSPECTIVE, "SIMPLE_RADIAL"
 # Marks of lenses in instant-ngp's files that rays here do not follow.
 OTHER_LENSES = ("ftheta_p0", "equirectangular", "latlong")
 DISTORTION = ("k1", "k2", "k3", "k4", "p1", "p2")
+# How instant-ngp places a file in the cube that it trains in, unless the file says otherwise (NERF_SCALE of its nerf_loader.h).
+NGP_SCALE, NGP_OFFSET = 0.33, 0.5
 REMEDY = "correct the file or export it again"
 
 
@@ -56,7 +58,8 @@ def read_transforms(root, options):
         head, frames, notes = _read_file(file, options.downscale)
         frames, splits, left_out = _named_splits(file, head, sorted(frames, key=lambda frame: frame.name))
         points, told = _points(file, head)
-        return _capture(root, file, options, frames, splits, notes + left_out + told, points)
+        region, stated = _region(file, head)
+        return _capture(root, file, options, frames, splits, notes + left_out + told + stated, points, region)
     read = [_read_file(root / name, options.downscale) if (root / name).is_file() else (None, [], []) for name in SPLITS]
     return _capture(root, root, options, [frame for _, frames, _ in read for frame in frames], _given_splits([len(frames) for _, frames, _ in read]),
                     [note for _, _, notes in read for note in notes])
@@ -102,6 +105,24 @@ def _points(file, head):
     return (points if len(points) else None), [f"{len(points)} points from {name}"]
 
 
+def _region(file, head):
+    """The cube [2,3] in file units that instant-ngp's aabb_scale states, or None, and notes.
+
+    instant-ngp takes a place x of the file to scale * x + offset and learns the cube of side aabb_scale about (0.5, 0.5, 0.5).
+    """
+    if head.get("aabb_scale") is None:
+        return None, []
+    try:
+        side, scale = float(head["aabb_scale"]), float(head.get("scale", NGP_SCALE))
+        offset = np.broadcast_to(np.array(head.get("offset", NGP_OFFSET), dtype=np.float64), 3)
+    except (TypeError, ValueError, OverflowError):
+        side = scale = offset = 0.0
+    cube = (np.array([[-side], [side]]) / 2 + 0.5 - offset) / (scale or 1.0)
+    if not (side > 0 and scale > 0 and (np.abs(cube) < LARGEST).all()):  # NaN compares false
+        return None, [f"{file.name}: aabb_scale, scale and offset state no cube and are ignored"]
+    return cube, [f"{file.name}: aabb_scale {side:g} states a cube of side {side / scale:.4g} in the file's units"]
+
+
 def _given_splits(counts):
     """Index arrays of train, val and test laid end to end; a missing val or test is the other one, and both missing leave nothing given."""
     train, val, test = np.split(np.arange(sum(counts), dtype=np.int64), np.cumsum(counts)[:2])
@@ -110,7 +131,7 @@ def _given_splits(counts):
     return train, val if len(val) else test, test if len(test) else val
 
 
-def _capture(root, source, options, frames, splits, notes, points=None):
+def _capture(root, source, options, frames, splits, notes, points=None, region=None):
     full_sizes = np.array(_full_sizes(frames)).reshape(-1, 2)
     distortion = np.array([[frame.lookup(key, 0.0) for key in DISTORTION] for frame in frames])
     # Renderers write undistorted split files about an object at the origin; split files with a lens come from colmap2nerf and real photos.
@@ -126,7 +147,7 @@ def _capture(root, source, options, frames, splits, notes, points=None):
         poses=np.stack([frame.matrix for frame in frames]),
         intrinsics=np.array([_intrinsics(source, frame, *size) for frame, size in zip(frames, full_sizes, strict=True)]),
         distortion=distortion, lens=np.array([frame.lens for frame in frames], dtype=np.int32),
-        points=points, splits=splits, masks=masks, synthetic=synthetic, notes=[f"{len(frames)} photos from {source} ({dialect})", *notes])
+        points=points, region=region, splits=splits, masks=masks, synthetic=synthetic, notes=[f"{len(frames)} photos from {source} ({dialect})", *notes])
 
 
 def _read_file(file, downscale):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nerf.files import write_file
-from nerf.scene.cameras import FISHEYE
+from nerf.scene.cameras import FISHEYE, LARGEST
 
 FEW = 0.9  # of the photos: below it there is advice
 LARGE_ERROR = 1.5  # pixels; COLMAP itself drops points off by more than 4
@@ -19,43 +19,49 @@ NAMED = 8
 
 
 @dataclass(frozen=True)
-class PointStatistics:
-    """count of points; error: mean over points of their mean reprojection error, pixels; track: mean number of photos that see a point."""
+class SparsePoints:
+    """p points in file units. positions [p,3] float64; colours [p,3] uint8; errors [p]: mean reprojection error, pixels; tracks [p]: how
+    many photos see the point."""
 
-    count: int
-    error: float
-    track: float
+    positions: np.ndarray
+    colours: np.ndarray
+    errors: np.ndarray
+    tracks: np.ndarray
 
 
 def read_points(folder):
-    """PointStatistics of the model in `folder`, from points3D.bin or points3D.txt as COLMAP wrote it."""
-    errors, tracks = [], []
+    """SparsePoints of the model in `folder`, from points3D.bin or points3D.txt as COLMAP wrote it; those that are not finite are left out."""
+    rows = []
     if (folder / "points3D.bin").is_file():
         content = (folder / "points3D.bin").read_bytes()
         at = 8
         for _ in range(struct.unpack_from("<Q", content)[0]):
-            *_, error, track = struct.unpack_from("<Q3d3BdQ", content, at)
-            at += struct.calcsize("<Q3d3BdQ") + 8 * track
-            errors.append(error)
-            tracks.append(track)
+            _, *row = struct.unpack_from("<Q3d3BdQ", content, at)
+            at += struct.calcsize("<Q3d3BdQ") + 8 * row[-1]
+            rows.append(row)
     elif (folder / "points3D.txt").is_file():
         for line in (folder / "points3D.txt").read_text().splitlines():
             if line.strip() and not line.startswith("#"):
                 fields = line.split()
-                errors.append(float(fields[7]))
-                tracks.append((len(fields) - 8) // 2)
-    return PointStatistics(len(errors), float(np.mean(errors)) if errors else 0.0, float(np.mean(tracks)) if tracks else 0.0)
+                rows.append([float(field) for field in fields[1:8]] + [(len(fields) - 8) // 2])
+    table = np.array(rows, dtype=np.float64).reshape(-1, 8)
+    table = table[(np.abs(table[:, :3]) < LARGEST).all(axis=1)]
+    return SparsePoints(table[:, :3], table[:, 3:6].astype(np.uint8), table[:, 6], table[:, 7])
 
 
 def make_report(capture, points, given, **facts):
     """The report as a dictionary, without advice.
 
-    capture: of the registered photos; points: PointStatistics; given: names of all photos; facts: what else is to stand in it.
+    capture: of the registered photos; points: SparsePoints; given: names of all photos; facts: what else is to stand in it.
     """
     registered = set(capture.names)
     return {**facts, "photos": len(given), "registered": len(registered), "not_registered": [name for name in given if name not in registered],
-            "points": points.count, "mean_reprojection_error": round(points.error, 3), "photos_a_point": round(points.track, 2),
+            "points": len(points.errors), "mean_reprojection_error": _mean(points.errors, 3), "photos_a_point": _mean(points.tracks, 2),
             "cameras": _cameras(capture)}
+
+
+def _mean(values, digits):
+    return round(float(values.mean()), digits) if len(values) else 0.0
 
 
 def _cameras(capture):

@@ -1,4 +1,4 @@
-"""transforms.json of a capture, as instant-ngp and nerfstudio read it."""
+"""transforms.json of a capture, as instant-ngp and nerfstudio read it, and its sparse points beside it."""
 
 import json
 import math
@@ -7,21 +7,23 @@ import numpy as np
 
 from nerf.files import write_file
 from nerf.scene.cameras import FISHEYE
-from nerf.scene.normalise import nearest_to_axes, upright
+from nerf.scene.normalise import Similarity, nearest_to_axes, upright
+from nerf.scene.ply import coloured_ply
 
+POINTS = "sparse_pc.ply"  # nerfstudio's name for it
 MEAN_RADIUS = 4.0  # of the cameras about what they look at: what instant-ngp's own script makes, and its default box expects
 
 
-def write_transforms(file, capture, masks, hold, times=None):
-    """Writes the views of `capture` (a Capture, photos in `images` beside `file`).
+def write_transforms(folder, capture, points, masks, hold, times=None):
+    """Writes the views of `capture` (a Capture, photos in `images`) to folder/transforms.json, and its points, if any, to folder/POINTS.
 
-    masks: photo name -> path of its mask relative to the file's folder; hold: every hold-th view is named as test and validation view, none
+    points: sfm.report.SparsePoints; masks: photo name -> path of its mask relative to the folder; hold: every hold-th view is named as test and validation view, none
     where 0; times: photo name -> time in [0, 1), or None. The lens stands in the head where all views share it, else in each frame.
     """
     lenses = [_lens(capture, i) for i in range(len(capture.names))]
     shared = all(lens == lenses[0] for lens in lenses)
-    frames = []
-    for name, lens, pose in zip(capture.names, lenses, _framed(capture.poses), strict=True):
+    world, frames = _framing(capture.poses), []
+    for name, lens, pose in zip(capture.names, lenses, world.poses(capture.poses), strict=True):
         frame = {"file_path": f"images/{name}", **({} if shared else lens)}
         if name in masks:
             frame["mask_path"] = masks[name]
@@ -33,8 +35,12 @@ def write_transforms(file, capture, masks, hold, times=None):
     if hold > 0:
         held = paths[::hold]
         splits = {"train_filenames": [path for i, path in enumerate(paths) if i % hold], "val_filenames": held, "test_filenames": held}
-    content = {**(lenses[0] if shared else {}), **splits, "frames": frames}
-    write_file(file, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode("utf-8", "surrogateescape"))
+    cloud = {}
+    if len(points.positions):
+        write_file(folder / POINTS, coloured_ply(world.points(points.positions), points.colours))
+        cloud = {"ply_file_path": POINTS}
+    content = {**(lenses[0] if shared else {}), **cloud, **splits, "frames": frames}
+    write_file(folder / "transforms.json", (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode("utf-8", "surrogateescape"))
 
 
 def _lens(capture, i):
@@ -46,12 +52,11 @@ def _lens(capture, i):
             "camera_angle_y": 2 * math.atan(height / 2 / fy), "fl_x": fx, "fl_y": fy, **bend, "cx": cx, "cy": cy, "w": int(width), "h": int(height)}
 
 
-def _framed(poses):
-    """The poses [n,3,4] with up at +z, what the cameras look at in the middle, and the cameras at MEAN_RADIUS about it on average."""
+def _framing(poses):
+    """The Similarity that puts up at +z, what cameras at poses [n,3,4] look at in the middle, and the cameras at MEAN_RADIUS about it on average."""
     rotation, _ = upright(poses)
     centre = nearest_to_axes(poses)
     if centre is None:
         centre = poses[:, :, 3].mean(axis=0)
     radius = np.linalg.norm(poses[:, :, 3] - centre, axis=1).mean()
-    positions = MEAN_RADIUS / max(radius, 1e-9) * (poses[:, :, 3] - centre) @ rotation.T
-    return np.concatenate([rotation @ poses[:, :, :3], positions[:, :, None]], axis=2)
+    return Similarity(rotation, centre, MEAN_RADIUS / max(radius, 1e-9), np.zeros(3))
