@@ -29,7 +29,7 @@ NEAR_SHARE = 0.75
 # what they look at: hence no farther than half of the way to the centre.
 WITNESSES = 3
 OVERLAP_STEP, OVERLAP_STEPS = 1.15, 24
-OVERLAP_VIEWS, OVERLAP_SHARE = 40, 0.5
+OVERLAP_VIEWS, OVERLAP_RAYS, OVERLAP_WAY = 40, 0.5, 0.5
 
 
 @dataclass(frozen=True)
@@ -128,8 +128,8 @@ def overlap_distance(poses, intrinsics, sizes):
         views = zip(poses, intrinsics, sizes, strict=True)
         witnesses = sum((in_picture(*view, points).astype(int) for j, view in enumerate(views) if j != i), np.zeros(len(points), dtype=int))
         shares.append((witnesses.reshape(OVERLAP_STEPS, -1) >= WITNESSES).mean(axis=1))
-    common = np.mean(shares, axis=0) >= 0.5
-    most = OVERLAP_SHARE * np.linalg.norm(poses[:, :, 3], axis=1).min()
+    common = np.mean(shares, axis=0) >= OVERLAP_RAYS
+    most = OVERLAP_WAY * np.linalg.norm(poses[:, :, 3], axis=1).min()
     return float(min(distances[np.argmax(common)], most)) if common.any() else None
 
 
