@@ -31,6 +31,7 @@ from nerf.scene.ply import coloured_ply
 
 CACHES = ("gpu", "cpu", "disk")
 DIFFERENT = 100  # photos that are really made
+MOST_MEGAPIXELS = 500
 NOISE = 4.0  # standard deviation, of 255 levels
 WARM = 50  # steps before the clock starts: recording, first pool
 
@@ -49,6 +50,8 @@ def parse(argv=None):
     arguments = parser.parse_args(argv[:split])
     if arguments.make != bool(arguments.like):
         parser.error("--make and --like belong together")
+    if arguments.photos < 1 or not 0 < arguments.megapixels <= MOST_MEGAPIXELS:
+        parser.error(f"--photos {arguments.photos} --megapixels {arguments.megapixels:g}: make at least one photo, of more than 0 and at most {MOST_MEGAPIXELS}")
     arguments.flags = argv[split + 1 :]
     return arguments
 
@@ -83,10 +86,13 @@ def make(root, like, photos, megapixels):
 def _enlarge(capture, i, file, megapixels):
     """Writes photo i of a Capture at another size; returns its lens as transforms.json has it."""
     picture = cv2.imread(str(capture.files[i]))
+    if picture is None:
+        raise OSError(f"{capture.files[i]} cannot be read")
     height, width = (round(side * math.sqrt(1e6 * megapixels / picture[..., 0].size)) for side in picture.shape[:2])
     picture = cv2.resize(picture, (width, height), interpolation=cv2.INTER_CUBIC)
     noise = np.random.default_rng(i).normal(0, NOISE, picture.shape[:2] + (1,)).astype(np.float32)
-    cv2.imwrite(str(file), np.clip(picture + noise, 0, 255).astype(np.uint8))
+    if not cv2.imwrite(str(file), np.clip(picture + noise, 0, 255).astype(np.uint8)):
+        raise OSError(f"{file} cannot be written")
     names = "fl_x", "fl_y", "cx", "cy", "k1", "k2", "k3", "k4", "p1", "p2"
     intrinsics = capture.intrinsics[i] * np.tile([width, height] / capture.full_sizes[i], 2)
     model = "OPENCV_FISHEYE" if capture.lens[i] == FISHEYE else "OPENCV"
@@ -134,7 +140,7 @@ def main():
     if arguments.make:
         try:
             make(arguments.scene, arguments.like, arguments.photos, arguments.megapixels)
-        except UserError as error:
+        except (UserError, OSError) as error:
             print(f"bench_images.py: {error}", file=sys.stderr)
             return 1
         return 0

@@ -82,4 +82,4 @@ class MeRFField(Field):
 
     def signature(self):
         """What a checkpoint must agree on to fit this field."""
-        return {"backbone": "merf", "bound": self.bound, "log2_table_size": self.log2_table_size}
+        return {"backbone": "merf", "bound": self.bound, "log2_table_size": self.log2_table_size, "levels": LEVELS}
