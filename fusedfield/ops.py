@@ -29,7 +29,7 @@ def available(device):
     return device.type == "cuda" and kernels is not reference and torch.cuda.get_device_capability(device) >= LEAST_CAPABILITY
 
 
-def ngp(encoding, directions, weights, count=None):
+def ngp(encoding, directions, weights, count=None, start=0.0):
     """The Instant-NGP networks. Differentiable with respect to encoding, directions and weights, once; the backward pass runs the networks anew.
 
     Args:
@@ -37,15 +37,16 @@ def ngp(encoding, directions, weights, count=None):
         directions: [M, 3] float32, unit length.
         weights: six matrices.
         count: [1] int32, or None: all.
+        start: added to the log density.
     Returns:
         raw [M, 4], like encoding: log density and three colour logits.
     Raises:
         ValueError, TypeError: an argument of wrong shape, device or dtype, by name.
     """
-    return NGP.apply(encoding, directions, count, *weights)
+    return NGP.apply(encoding, directions, count, start, *weights)
 
 
-def ngp_at(positions, directions, table, offsets, resolutions, bound, weights, count=None):
+def ngp_at(positions, directions, table, offsets, resolutions, bound, weights, count=None, start=0.0):
     """Grid and networks at once. Not differentiable.
 
     Args:
@@ -53,15 +54,15 @@ def ngp_at(positions, directions, table, offsets, resolutions, bound, weights, c
         directions: [M, 3] float32, unit length.
         table: [E, 2] float16 or float32; offsets [L + 1], resolutions [L] int32: a hash grid as in `gridencoder.grid_encode`, of 16 levels.
         bound: half side of the cube.
-        weights, count: as in `ngp`.
+        weights, count, start: as in `ngp`.
     Returns, Raises: as `ngp`; float16.
     """
-    return _form(positions).ngp_at(positions, directions, table, offsets, resolutions, bound, weights, count)
+    return _form(positions).ngp_at(positions, directions, table, offsets, resolutions, bound, weights, count, start)
 
 
-def ngp_density_at(positions, table, offsets, resolutions, bound, weights, count=None):
+def ngp_density_at(positions, table, offsets, resolutions, bound, weights, count=None, start=0.0):
     """The log density [M] float16 alone; arguments and errors as of `ngp_at`, all six matrices included. Not differentiable."""
-    return _form(positions).ngp_density_at(positions, table, offsets, resolutions, bound, weights, count)
+    return _form(positions).ngp_density_at(positions, table, offsets, resolutions, bound, weights, count, start)
 
 
 def ngp_backward(encoding, directions, weights, count, gradient, scale=None, view=False):
@@ -98,9 +99,9 @@ class NGP(torch.autograd.Function):
     """Ties the networks to their gradients."""
 
     @staticmethod
-    def forward(ctx, encoding, directions, count, *weights):
+    def forward(ctx, encoding, directions, count, start, *weights):
         ctx.save_for_backward(encoding, directions, count, *weights)
-        return _form(encoding).ngp(encoding, directions, weights, count)
+        return _form(encoding).ngp(encoding, directions, weights, count, start)
 
     @staticmethod
     @once_differentiable
@@ -109,7 +110,7 @@ class NGP(torch.autograd.Function):
         turned = ctx.needs_input_grad[1]
         of_encoding, of_weights, of_view = ngp_backward(encoding, directions, weights, count, grad.float(), view=turned)
         of_directions = sh_encode_backward(of_view, directions, 4) if turned else None
-        return of_encoding, of_directions, None, *split_like(of_weights, weights)
+        return of_encoding, of_directions, None, None, *split_like(of_weights, weights)
 
 
 class Proposal(torch.autograd.Function):
@@ -148,7 +149,7 @@ def register_shapes():
         return sum(weight.numel() for weight in weights)
 
     half = {"dtype": torch.float16}
-    fake("ngp", lambda encoding, directions, weights, count: encoding.new_empty(encoding.shape[0], 4))
+    fake("ngp", lambda encoding, *_: encoding.new_empty(encoding.shape[0], 4))
     fake("ngp_at", lambda positions, *_: positions.new_empty(positions.shape[0], 4, **half))
     fake("ngp_density_at", lambda positions, *_: positions.new_empty(positions.shape[0], **half))
     fake(

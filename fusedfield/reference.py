@@ -9,22 +9,22 @@ from shencoder import sh_encode
 GEOMETRY_LAYERS = 3
 
 
-def ngp(encoding, directions, weights, count=None):
+def ngp(encoding, directions, weights, count=None, start=0.0):
     """[M, 32], [M, 3] -> raw [M, 4]."""
     geometry = _network(encoding, weights[:GEOMETRY_LAYERS])
     view = sh_encode(directions, 4).to(encoding.dtype)
     colour = _network(torch.cat([geometry[:, 1:], view], dim=-1), weights[GEOMETRY_LAYERS:])
-    return _in_use(torch.cat([geometry[:, :1], colour], dim=-1), count)
+    return _in_use(torch.cat([geometry[:, :1] + start, colour], dim=-1), count)
 
 
-def ngp_at(positions, directions, table, offsets, resolutions, bound, weights, count=None):
+def ngp_at(positions, directions, table, offsets, resolutions, bound, weights, count=None, start=0.0):
     """[M, 3], [M, 3] -> raw [M, 4]."""
-    return ngp(_encode(positions, table, offsets, resolutions, bound), directions, weights, count)
+    return ngp(_encode(positions, table, offsets, resolutions, bound), directions, weights, count, start)
 
 
-def ngp_density_at(positions, table, offsets, resolutions, bound, weights, count=None):
+def ngp_density_at(positions, table, offsets, resolutions, bound, weights, count=None, start=0.0):
     """[M, 3] -> log density [M]."""
-    return _in_use(_network(_encode(positions, table, offsets, resolutions, bound), weights[:GEOMETRY_LAYERS])[:, 0], count)
+    return _in_use(_network(_encode(positions, table, offsets, resolutions, bound), weights[:GEOMETRY_LAYERS])[:, 0] + start, count)
 
 
 def ngp_backward(encoding, directions, weights, count, gradient, scale, view):

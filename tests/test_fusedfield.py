@@ -1,5 +1,7 @@
 """The fused fields against the modules that define them, in float64, and against what PyTorch itself loses in half precision."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ import fusedfield
 from conftest import DEVICES
 from fusedfield import reference
 from nerf.fields import NGPField, ProposalField
+from nerf.fields.ngp import DENSITY_START
 from nerf.samples import Samples
 
 SEED, BOUND, TABLE = 20261122, 2.0, 12
@@ -86,9 +89,9 @@ def in_float64(function, *arguments):
 def test_twin_is_the_field():
     field = ngp_field("cpu")
     positions, directions = made(300, "cpu")
-    raw = reference.ngp_at(positions, directions, *grid_arguments(field), ngp_weights(field))
+    raw = reference.ngp_at(positions, directions, *grid_arguments(field), ngp_weights(field), start=DENSITY_START)
     torch.testing.assert_close(raw, field(samples_at(positions, directions)), rtol=1e-5, atol=1e-5)
-    logit = reference.ngp_density_at(positions, *grid_arguments(field), ngp_weights(field))
+    logit = reference.ngp_density_at(positions, *grid_arguments(field), ngp_weights(field), start=DENSITY_START)
     torch.testing.assert_close(logit, field.density(positions), rtol=1e-5, atol=1e-5)
 
 
@@ -145,15 +148,16 @@ def test_ngp_forward(gpu, rows):
     field = ngp_field(gpu)
     positions, directions = made(rows, gpu)
     weights, table = ngp_weights(field), grid_arguments(field, torch.float16)
-    truth = in_float64(reference.ngp_at, positions, directions, *table, weights)
-    plain = reference.ngp_at(positions, directions, *table, weights)
-    assert_as_good(fusedfield.ngp_at(positions, directions, *table, weights), plain, truth)
-    assert_as_good(fusedfield.ngp_at(positions, directions, table[0].float(), *table[1:], weights), plain, truth)
-    assert_as_good(fusedfield.ngp_density_at(positions, *table, weights), plain[:, 0], truth[:, 0])
-    assert_as_good(fusedfield.ngp_density_at(positions, table[0].float(), *table[1:], weights), plain[:, 0], truth[:, 0])
+    start = {"start": -1.75}
+    truth = in_float64(partial(reference.ngp_at, **start), positions, directions, *table, weights)
+    plain = reference.ngp_at(positions, directions, *table, weights, **start)
+    assert_as_good(fusedfield.ngp_at(positions, directions, *table, weights, **start), plain, truth)
+    assert_as_good(fusedfield.ngp_at(positions, directions, table[0].float(), *table[1:], weights, **start), plain, truth)
+    assert_as_good(fusedfield.ngp_density_at(positions, *table, weights, **start), plain[:, 0], truth[:, 0])
+    assert_as_good(fusedfield.ngp_density_at(positions, table[0].float(), *table[1:], weights, **start), plain[:, 0], truth[:, 0])
     encoding = reference._encode(positions, *table)
-    assert_as_good(fusedfield.ngp(encoding, directions, weights), plain, truth)
-    torch.testing.assert_close(fusedfield.ngp(encoding, directions, weights), fusedfield.ngp_at(positions, directions, *table, weights), rtol=2e-3, atol=2e-3)
+    assert_as_good(fusedfield.ngp(encoding, directions, weights, **start), plain, truth)
+    torch.testing.assert_close(fusedfield.ngp(encoding, directions, weights, **start), fusedfield.ngp_at(positions, directions, *table, weights, **start), rtol=2e-3, atol=2e-3)
 
 
 @pytest.mark.gpu

@@ -2,13 +2,13 @@
 #include <torch/library.h>
 
 TORCH_LIBRARY(fusedfield, library) {
-    library.def("ngp(Tensor encoding, Tensor directions, Tensor[] weights, Tensor? count) -> Tensor");
+    library.def("ngp(Tensor encoding, Tensor directions, Tensor[] weights, Tensor? count, float start) -> Tensor");
     library.def(
         "ngp_at(Tensor positions, Tensor directions, Tensor table, Tensor offsets, Tensor resolutions, float bound, Tensor[] weights, "
-        "Tensor? count) -> Tensor");
+        "Tensor? count, float start) -> Tensor");
     library.def(
-        "ngp_density_at(Tensor positions, Tensor table, Tensor offsets, Tensor resolutions, float bound, Tensor[] weights, Tensor? count) "
-        "-> Tensor");
+        "ngp_density_at(Tensor positions, Tensor table, Tensor offsets, Tensor resolutions, float bound, Tensor[] weights, Tensor? count, "
+        "float start) -> Tensor");
     library.def(
         "ngp_backward(Tensor encoding, Tensor directions, Tensor[] weights, Tensor? count, Tensor gradient, Tensor? scale, bool view) -> "
         "(Tensor, Tensor, Tensor)");

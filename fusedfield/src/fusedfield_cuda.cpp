@@ -30,13 +30,14 @@ Batch batch_of(const Tensor& rows, const Count& count) {
 
 Encoding encoding_of(const Tensor& encoding) { return {halves(encoding), static_cast<int>(encoding.size(1))}; }
 
-NGPWeights ngp_weights(at::TensorList weights, const Tensor& like) {
+NGPWeights ngp_weights(at::TensorList weights, const Tensor& like, double start = 0) {
     check_weights(weights, like, {{64, 32}, {64, 64}, {16, 64}, {32, 31}, {32, 32}, {3, 32}});
     NGPWeights result;
     for (int i = 0; i < 3; ++i) {
         result.geometry[i] = weights[i].const_data_ptr<float>();
         result.colour[i] = weights[i + 3].const_data_ptr<float>();
     }
+    result.start = static_cast<float>(start);
     return result;
 }
 
@@ -63,12 +64,12 @@ void with_positions(const Tensor& positions, const Tensor& table, const Tensor& 
     else C10_CUDA_CHECK(work(Positions<float>{at, table.const_data_ptr<float>(), grid, side}));
 }
 
-Tensor ngp(const Tensor& encoding_, const Tensor& directions_, at::TensorList weights_, const Count& count) {
+Tensor ngp(const Tensor& encoding_, const Tensor& directions_, at::TensorList weights_, const Count& count, double start) {
     check_encoding(encoding_, ngp_columns);
     check("directions", directions_, encoding_, at::kFloat, {encoding_.size(0), 3});
     check_count(count, encoding_);
     const c10::cuda::CUDAGuard guard(encoding_.device());
-    const NGPWeights weights = ngp_weights(weights_, encoding_);
+    const NGPWeights weights = ngp_weights(weights_, encoding_, start);
     const Tensor encoding = encoding_.contiguous(), directions = directions_.contiguous(), raw = at::empty({encoding.size(0), raw_columns}, encoding.options());
     C10_CUDA_CHECK(launch_ngp(encoding_of(encoding), directions.const_data_ptr<float>(), weights, batch_of(encoding, count), halves_to(raw),
                               c10::cuda::getCurrentCUDAStream()));
@@ -76,12 +77,12 @@ Tensor ngp(const Tensor& encoding_, const Tensor& directions_, at::TensorList we
 }
 
 Tensor ngp_at(const Tensor& positions_, const Tensor& directions_, const Tensor& table, const Tensor& offsets, const Tensor& resolutions, double bound,
-              at::TensorList weights_, const Count& count) {
+              at::TensorList weights_, const Count& count, double start) {
     check_grid(positions_, table, offsets, resolutions, bound, ngp_columns / 2);
     check("directions", directions_, positions_, at::kFloat, {positions_.size(0), 3});
     check_count(count, positions_);
     const c10::cuda::CUDAGuard guard(positions_.device());
-    const NGPWeights weights = ngp_weights(weights_, positions_);
+    const NGPWeights weights = ngp_weights(weights_, positions_, start);
     const Tensor positions = positions_.contiguous(), directions = directions_.contiguous(),
                  raw = at::empty({positions.size(0), raw_columns}, positions.options().dtype(at::kHalf));
     with_positions(positions, table, offsets, resolutions, bound, [&](const auto& given) {
@@ -91,11 +92,11 @@ Tensor ngp_at(const Tensor& positions_, const Tensor& directions_, const Tensor&
 }
 
 Tensor ngp_density_at(const Tensor& positions_, const Tensor& table, const Tensor& offsets, const Tensor& resolutions, double bound,
-                      at::TensorList weights_, const Count& count) {
+                      at::TensorList weights_, const Count& count, double start) {
     check_grid(positions_, table, offsets, resolutions, bound, ngp_columns / 2);
     check_count(count, positions_);
     const c10::cuda::CUDAGuard guard(positions_.device());
-    const NGPWeights weights = ngp_weights(weights_, positions_);
+    const NGPWeights weights = ngp_weights(weights_, positions_, start);
     const Tensor positions = positions_.contiguous(), logit = at::empty({positions.size(0)}, positions.options().dtype(at::kHalf));
     with_positions(positions, table, offsets, resolutions, bound, [&](const auto& given) {
         return launch_ngp_density(given, weights, batch_of(positions, count), halves_to(logit), c10::cuda::getCurrentCUDAStream());

@@ -31,10 +31,11 @@ struct Batch {
     const int32_t* count;
 };
 
-// Matrices as torch.nn.Linear keeps them, without biases.
+// Matrices as torch.nn.Linear keeps them, without biases; but for the log density, to which `start` is added.
 struct NGPWeights {
     const float* geometry[3];  // [64, 32], [64, 64], [16, 64]
     const float* colour[3];    // [32, 31], [32, 32], [3, 32]
+    float start;
 };
 
 struct ProposalWeights {

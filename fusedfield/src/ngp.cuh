@@ -14,10 +14,12 @@ constexpr int RAW = 4;  // columns of `raw`
 
 struct NGPMatrices {
     Matrix geometry[3], colour[3];
+    __half start;  // of the log density
 
     explicit NGPMatrices(const NGPWeights& weights)
         : geometry{{weights.geometry[0], WIDE, ENCODED, 0, 0}, {weights.geometry[1], WIDE, WIDE, 0, 0}, {weights.geometry[2], GEOMETRY, WIDE, 0, 0}},
-          colour{{weights.colour[0], NARROW, GEOMETRY - 1 + VIEW, 0, 1}, {weights.colour[1], NARROW, NARROW, 0, 0}, {weights.colour[2], RAW - 1, NARROW, 1, 0}} {}
+          colour{{weights.colour[0], NARROW, GEOMETRY - 1 + VIEW, 0, 1}, {weights.colour[1], NARROW, NARROW, 0, 0}, {weights.colour[2], RAW - 1, NARROW, 1, 0}},
+          start(__float2half_rn(weights.start)) {}
 };
 
 // Three matrices in shared memory, with ReLU between them.

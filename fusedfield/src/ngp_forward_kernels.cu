@@ -37,6 +37,7 @@ __global__ void __launch_bounds__(THREADS, Shape<Source>::blocks)
     const Colour colour = DENSITY ? Colour{} : Colour(matrices.colour, block.matrices + Geometry::size);
     __syncthreads();
     const int used = used_rows(batch);
+    const __half density_start = matrices.start;
     for (int first = (blockIdx.x * WARPS + warp()) * M * TILE; first < batch.rows; first += gridDim.x * WARPS * M * TILE) {
         const int left = tile_rows<M>(first, used);
         Rows<OUTPUTS> outputs[M] = {};
@@ -68,10 +69,12 @@ __global__ void __launch_bounds__(THREADS, Shape<Source>::blocks)
                 const int row = first + TILE * m + 8 * h + lane_row();
                 if (row >= batch.rows) continue;
                 const __half2 pair = row < used ? outputs[m].at[0][h] : __half2{};
-                if (DENSITY) {
-                    if (lane() % 4 == 0) results[row] = __low2half(pair);
-                } else if (lane() % 4 < RAW / 2) {
-                    *reinterpret_cast<__half2*>(results + int64_t{row} * RAW + lane_column()) = pair;
+                if (lane() % 4 == 0) {
+                    const __half logit = __hadd(__low2half(pair), row < used ? density_start : __half{});
+                    if (DENSITY) results[row] = logit;
+                    else *reinterpret_cast<__half2*>(results + int64_t{row} * RAW) = __halves2half2(logit, __high2half(pair));
+                } else if (!DENSITY && lane() % 4 == 1) {
+                    *reinterpret_cast<__half2*>(results + int64_t{row} * RAW + 2) = pair;
                 }
             }
     }

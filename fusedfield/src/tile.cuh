@@ -73,7 +73,7 @@ __device__ __forceinline__ int block_offset(int stride) {
     return DOWN_FIRST ? (first + row) * stride + second : (second + row) * stride + first;
 }
 
-// results = rows matrix^T, [16 M, OUT] from [16 M, IN] and a matrix [OUT, IN]; `after` is applied to each pair of sums before it is rounded to half.
+// results = rows matrix^T, [16 M, OUT] from [16 M, IN] and a matrix [OUT, IN], rounded to half.
 template <int IN, int OUT, int M, bool RELU>
 __device__ __forceinline__ void multiply(const Rows<IN> (&rows)[M], const __half* matrix, Rows<OUT> (&results)[M]) {
     const __half* from = matrix + block_offset<false>(IN + PAD);
