@@ -20,7 +20,7 @@ from nerf.option_checks import check_options, check_presets
 from nerf.option_text import USAGE, flag_fields, help_text, table_text, value_type
 
 PRESETS = {
-    "O": dict.fromkeys(("fp16", "preload", "cuda_ray", "mark_untrained", "adaptive_num_rays", "random_image_batch"), True),
+    "O": {**dict.fromkeys(("fp16", "preload", "cuda_ray", "mark_untrained", "adaptive_num_rays", "random_image_batch"), True), "background": "random"},
     "O2": {**dict.fromkeys(("fp16", "preload", "contract", "adaptive_num_rays", "random_image_batch"), True), "bound": 128.0},
 }
 SCIENTIFIC_NEGATIVE = re.compile(r"-(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
@@ -109,7 +109,7 @@ class Options:
     lambda_wd: float = _training(0.0, "weight decay of the hash grid", low=0)
     refine_poses: bool = _training(False, "correct the training photos' poses while learning; WORKSPACE/poses.json holds the result")
     pose_lr: float = _training(3e-4, "learning rate of the poses, in radians and world units", above=0, high=0.1)
-    near_grad_scale: float = _training(0.0, "nearer to a camera than this, gradients shrink with the square of distance (fewer floaters); 0 = off", low=0)
+    near_grad_scale: float = _training(0.5, "nearer to a camera than this, gradients shrink with the square of distance (fewer floaters); 0 = off", low=0)
     ema_decay: float = _training(0.98, "decay of the averaged weights that are evaluated", low=0, below=1)
 
     field: str = _network("fused", "compute the field in kernels of its own where there are some (CUDA), or layer by layer", choices=("fused", "torch"))

@@ -1,7 +1,7 @@
 """Time of each kernel, the bytes that it must move, and how near that comes to the memory's speed; beside it the PyTorch twin.
 
     python scripts/bench_kernels.py --sizes 16 18 20 --out bench
-    python scripts/bench_kernels.py --scene data/bonsai --sizes 16 18 20 --out bench -- -O --bound 8 --background random
+    python scripts/bench_kernels.py --scene data/bonsai --sizes 16 18 20 --out bench -- -O --bound 8
 
 Rays and samples are those of a scene after some steps of training (what follows `--` goes to the trainer), or of balls in a box. Times are
 medians. On a GPU they are of CUDA events, and before each call a buffer larger than the L2 cache is written, which empties that cache and

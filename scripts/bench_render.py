@@ -1,6 +1,6 @@
 """Frames a second of whole pictures, after a little training.
 
-    python scripts/bench_render.py data/bonsai --steps 3000 --views 8 -- -O --bound 8 --background random
+    python scripts/bench_render.py data/bonsai --steps 3000 --views 8 -- -O --bound 8
 
 What follows `--` goes to the trainer. Held-out views are rendered in turn by the mean weights, as at the end of a run; a frame is done when its colours are on
 the device. The time with the way to host memory is told beside it. Prints a JSON line, and writes it where --out says.

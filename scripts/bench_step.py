@@ -1,6 +1,6 @@
 """Time and memory of a training step, baseline and hard sample mining side by side in one run.
 
-    python scripts/bench_step.py data/bonsai --sizes 18 20 -- -O --bound 8 --background random
+    python scripts/bench_step.py data/bonsai --sizes 18 20 -- -O --bound 8
     python scripts/bench_step.py data/bonsai --kind "graph=--hsm" "eager=--hsm --no-graph" -- -O
 
 What follows `--` goes to the trainer, with the flags of each kind. For each size B = 2^size all kinds train `--warm` steps, then take turns; times are

@@ -52,9 +52,9 @@ print(device)
 PYTHON_END
 }
 
-# The scene is a closed room, so nothing may be left empty (--background random) and cameras stand close to what they see (--min_near). It is
-# also tiny, so it is trained with the sizes that a CPU takes by itself, on a GPU too: those for large photos would learn its few by heart.
-FLAGS=(-O --background random --min_near 0.05 --num_points 16384 --grid_size 64 --max_steps 256 --log2_table_size 15)
+# Cameras stand close to what they see in this small room (--min_near). It is also tiny, so it is trained with the sizes that a CPU takes by
+# itself, on a GPU too: those for large photos would learn its few by heart.
+FLAGS=(-O --min_near 0.05 --num_points 16384 --grid_size 64 --max_steps 256 --log2_table_size 15)
 
 train() {
     local workspace=$1

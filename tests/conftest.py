@@ -69,7 +69,7 @@ def make_trainer(demo_scene, tmp_path):
 
     def make(*flags, scene=demo_scene, folder=tmp_path / "run", device="cpu", preset="-O"):
         small = [] if device == "cuda" else ["--num_points", "4096", "--grid_size", "32", "--log2_table_size", "13"]
-        model = ["-O", "--max_steps", "128", "--background", "random", "--bound", "2"] if preset == "-O" else [preset]
+        model = ["-O", "--max_steps", "128", "--bound", "2"] if preset == "-O" else [preset]
         argv = [str(scene), *model, "--workspace", str(folder), *small, *flags]
         options = resolve(parse_options(argv), torch.device(device))
         folder.mkdir(exist_ok=True)

@@ -81,7 +81,7 @@ def test_tables_and_json(tmp_path, monkeypatch, capsys):
 
 
 def test_samples_of_a_trained_scene(demo_scene):
-    flags = ["-O", "--num_points", "2048", "--grid_size", "32", "--log2_table_size", "10", "--max_steps", "64", "--bound", "2", "--background", "random"]
+    flags = ["-O", "--num_points", "2048", "--grid_size", "32", "--log2_table_size", "10", "--max_steps", "64", "--bound", "2"]
     pool = kernel_work.scene_pool(str(demo_scene), flags, torch.device("cpu"), steps=3)
     work = kernel_work.work_of_size(pool, 3000)
     assert 0.8 * 3000 < work.used <= 3000 and work.march["bound"] == 2

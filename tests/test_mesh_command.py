@@ -38,7 +38,7 @@ SPOILT = {
     "a field of NaN": (filled(float("nan")), "the density of the field is not a number;"),
     "no occupied cells": (emptied, "no cell of the occupancy grid is occupied;"),
 }
-SIZES = "--max_steps 128 --background random --bound 2 --num_points 4096 --grid_size 32 --log2_table_size 13"  # of conftest's trainers
+SIZES = "--max_steps 128 --bound 2 --num_points 4096 --grid_size 32 --log2_table_size 13"  # of conftest's trainers
 
 
 @pytest.mark.parametrize("name", SPOILT)
