@@ -279,9 +279,9 @@ def test_operators_are_sound(gpu):
     weights, table = ngp_weights(field), grid_arguments(field, torch.float16)
     encoding, gradient = torch.randn(40, 32, device=gpu).half(), torch.randn(40, 4, device=gpu)
     checks = {"test_utils": ("test_schema", "test_faketensor")}
-    torch.library.opcheck(torch.ops.fusedfield.ngp.default, (encoding, directions, weights, None), **checks)
-    torch.library.opcheck(torch.ops.fusedfield.ngp_at.default, (positions, directions, *table, weights, None), **checks)
-    torch.library.opcheck(torch.ops.fusedfield.ngp_density_at.default, (positions, *table, weights, None), **checks)
+    torch.library.opcheck(torch.ops.fusedfield.ngp.default, (encoding, directions, weights, None, 0.5), **checks)
+    torch.library.opcheck(torch.ops.fusedfield.ngp_at.default, (positions, directions, *table, weights, None, 0.5), **checks)
+    torch.library.opcheck(torch.ops.fusedfield.ngp_density_at.default, (positions, *table, weights, None, 0.5), **checks)
     thin = [torch.randn(16, 10, device=gpu), torch.randn(1, 16, device=gpu)]
     torch.library.opcheck(torch.ops.fusedfield.proposal.default, (encoding[:, :10].contiguous(), thin, None), **checks)
     assert fusedfield.ngp_backward(encoding, directions, weights, None, gradient)[2].shape == (0, 16)
