@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from nerf.files import write_file
 from nerf.images import (
@@ -16,7 +17,7 @@ from nerf.images import (
     thumbnail,
     write_png,
 )
-from nerf.metrics import SSIM_WINDOW, lpips, lpips_missing, psnr, quantise, ssim
+from nerf.metrics import SSIM_WINDOW, lpips, lpips_missing, psnr, quantise, ssim, to_device
 
 MEASURES = {"psnr": psnr, "ssim": ssim, "lpips": lpips}
 SHEET = {"photo": "photo", "rgb": "render", "error": "error", "depth": "depth"}  # columns of a contact sheet: kind of picture -> title
@@ -151,19 +152,20 @@ def _evaluate_view(render, scene, index, measures, drawn):
     photo = photo_on_white(scene, index)
     if rendered.rgb.shape != photo.shape:
         raise ValueError(f"the render of {scene.names[index]} has shape {rendered.rgb.shape}, its photo {photo.shape}: they must be equal")
-    prediction = quantise(rendered.rgb)
-    allowed = np.ones(photo.shape[:2], dtype=bool) if scene.masks is None else scene.masks.image(index, scene.cameras.sizes[index])
-    wrong = allowed & ~np.isfinite(rendered.rgb).all(axis=-1)
-    judged = np.where(allowed[..., None], prediction, photo)
-    pairs = dict.fromkeys(measures, (judged, photo)) | {"psnr": (prediction[allowed], photo[allowed])}
+    rgb, target = to_device(rendered.rgb), to_device(photo)
+    prediction = quantise(rgb)
+    allowed = torch.ones_like(rgb[..., 0], dtype=torch.bool) if scene.masks is None else to_device(scene.masks.image(index, scene.cameras.sizes[index]))
+    wrong = allowed & ~rgb.isfinite().all(dim=-1)
+    judged = torch.where(allowed[..., None], prediction, target)
+    pairs = dict.fromkeys(measures, (judged, target)) | {"psnr": (prediction[allowed], target[allowed])}
     numbers = {name: None if wrong.any() or name not in measures else _number(measures[name](*pairs[name])) for name in MEASURES}
     panels = {}
     if drawn:
         panels = {
-            "photo": photo, "rgb": prediction, "error": error_picture(np.where(wrong[..., None], np.nan, judged), photo),
+            "photo": photo, "rgb": prediction.cpu().numpy(), "error": error_picture(judged.masked_fill(wrong[..., None], torch.nan).cpu(), photo),
             "depth": depth_picture(rendered.depth, rendered.opacity),
         }  # fmt: skip
-    return {**numbers, "seconds": seconds, "non_finite": int(np.count_nonzero(wrong))}, panels
+    return {**numbers, "seconds": seconds, "non_finite": int(wrong.sum())}, panels
 
 
 def _chosen(indices, total):
