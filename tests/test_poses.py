@@ -114,9 +114,9 @@ def test_padding_has_no_gradient_whatever_the_field_says():
 @MINING
 @pytest.mark.parametrize("model", ["ngp", "nerfacto", "nerfacto merf"])
 def test_a_step_leaves_the_gradient_of_the_rendered_loss(make_trainer, monkeypatch, model, mining):
-    """Against central differences of the composited loss, in float64, with the samples' t and all networks held. No ray stops early: float32 and float64 would
+    """Against central differences of the composited loss, in float64, with the samples' t and all networks held. No gradient shrinks near a camera, and no ray stops early: float32 and float64 would
     not agree where."""
-    trainer = make(make_trainer, model, "--refine_poses", "--pose_lr", "1e-9", "--T_thresh", "0", *mining)
+    trainer = make(make_trainer, model, "--refine_poses", "--pose_lr", "1e-9", "--T_thresh", "0", "--near_grad_scale", "0", *mining)
     advance(trainer, 40)
     step, caught = trainer.step, {}
     field, poses = step.field, step.poses
@@ -300,7 +300,7 @@ def test_wrong_poses_become_better_and_so_do_the_pictures(make_trainer, denser_s
     psnr, errors = {}, {}
     for name, flags in (("fixed", ()), ("refined", ("--refine_poses", "--pose_lr", "1e-3"))):
         trainer = make(make_trainer, "nerfacto", *flags, "--num_points", "8192", scene=denser_scene, folder=tmp_path / name)
-        advance(trainer, 400)
+        advance(trainer, 600)
         psnr[name], errors[name] = trainer.evaluate(None)["psnr"], error(trainer)
     assert errors["refined"][0] < 0.75 * errors["fixed"][0] and errors["refined"][1] < 0.75 * errors["fixed"][1], errors
     assert psnr["refined"] > psnr["fixed"] + 1, psnr
