@@ -114,8 +114,8 @@ def test_padding_has_no_gradient_whatever_the_field_says():
 @MINING
 @pytest.mark.parametrize("model", ["ngp", "nerfacto", "nerfacto merf"])
 def test_a_step_leaves_the_gradient_of_the_rendered_loss(make_trainer, monkeypatch, model, mining):
-    """Against central differences of the composited loss, in float64, with the samples' t and all networks held. No gradient shrinks near a camera, and no ray stops early: float32 and float64 would
-    not agree where."""
+    """Against central differences of the composited loss, in float64, with the samples' t and all networks held. No gradient shrinks near a camera,
+    and no ray stops early: float32 and float64 would not agree where."""
     trainer = make(make_trainer, model, "--refine_poses", "--pose_lr", "1e-9", "--T_thresh", "0", "--near_grad_scale", "0", *mining)
     advance(trainer, 40)
     step, caught = trainer.step, {}
