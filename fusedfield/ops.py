@@ -15,6 +15,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from kernel_build import load_kernels
+from raymarching.checks import check_march
 from shencoder import sh_encode_backward
 
 from . import reference
@@ -63,6 +64,26 @@ def ngp_at(positions, directions, table, offsets, resolutions, bound, weights, c
 def ngp_density_at(positions, table, offsets, resolutions, bound, weights, count=None, start=0.0):
     """The log density [M] float16 alone; arguments and errors as of `ngp_at`, all six matrices included. Not differentiable."""
     return _form(positions).ngp_density_at(positions, table, offsets, resolutions, bound, weights, count, start)
+
+
+def ngp_render(origins, directions, near, far, bitfield, table, offsets, resolutions, bound, weights, march, T_thresh, start=0.0):
+    """Whole rays in one launch: the samples of `raymarching.march_rays`, composited as by `raymarching.composite_rays`. Not differentiable.
+
+    Args:
+        origins, directions: [N, 3] float32, unit directions; near, far: [N] float32, from `raymarching.near_far_from_aabb`.
+        bitfield: [cascades grid_size^3 / 8] uint8, the occupied cells.
+        table, offsets, resolutions, bound, weights, start: as in `ngp_at`.
+        march: the settings bound, cascades, grid_size, contract, dt_gamma, max_steps of `raymarching.march_rays_train`, as a dictionary.
+        T_thresh: a ray stops where its transmittance falls below this.
+    Returns:
+        features [N, 3], opacity [N], depth [N] (not divided by opacity), float32; zeros for a ray without samples.
+    Raises: as `ngp`.
+    """
+    check_march(bitfield, **march)
+    return _form(origins).ngp_render(
+        origins, directions, near, far, bitfield, table, offsets, resolutions, bound, weights, start, march["bound"], march["cascades"],
+        march["grid_size"], march["contract"], march["dt_gamma"], march["max_steps"], T_thresh,
+    )  # fmt: skip
 
 
 def ngp_backward(encoding, directions, weights, count, gradient, scale=None, view=False):
@@ -152,6 +173,7 @@ def register_shapes():
     fake("ngp", lambda encoding, *_: encoding.new_empty(encoding.shape[0], 4))
     fake("ngp_at", lambda positions, *_: positions.new_empty(positions.shape[0], 4, **half))
     fake("ngp_density_at", lambda positions, *_: positions.new_empty(positions.shape[0], **half))
+    fake("ngp_render", lambda origins, directions, near, *_: (torch.empty_like(origins), torch.empty_like(near), torch.empty_like(near)))
     fake(
         "ngp_backward",
         lambda encoding, directions, weights, count, gradient, scale, view: (

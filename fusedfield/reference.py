@@ -3,10 +3,12 @@
 import torch
 from torch.nn import functional as F
 
+import raymarching
 from gridencoder import grid_encode
 from shencoder import sh_encode
 
 GEOMETRY_LAYERS = 3
+STEPS = 16  # samples a ray and round of a picture
 
 
 def ngp(encoding, directions, weights, count=None, start=0.0):
@@ -38,6 +40,21 @@ def ngp_backward(encoding, directions, weights, count, gradient, scale, view):
 
     of_encoding, of_view, *of_weights = _gradients(run, (encoding, harmonics, *weights), count, gradient, scale)
     return of_encoding, _flat(of_weights), of_view if view else of_view[:0]
+
+
+def ngp_render(
+    origins, directions, near, far, bitfield, table, offsets, resolutions, bound, weights, start, march_bound, cascades, grid_size, contract, dt_gamma, max_steps, T_thresh
+):  # fmt: skip
+    """Rays -> features [N, 3], opacity [N], depth [N], a few samples of each ray at a time."""
+    settings = {"bound": march_bound, "cascades": cascades, "grid_size": grid_size, "contract": contract, "dt_gamma": dt_gamma, "max_steps": max_steps}
+    features, opacity, depth = torch.zeros_like(origins), torch.zeros_like(near), torch.zeros_like(near)
+    t, alive = near.clone(), torch.arange(len(near), dtype=torch.int32, device=near.device)
+    while len(alive):
+        positions, turned, middle, dt, following = raymarching.march_rays(alive, t, origins, directions, far, bitfield, steps=STEPS, **settings)
+        raw = ngp_at(positions, turned, table, offsets, resolutions, bound, weights, start=start).float()
+        raymarching.composite_rays(alive, t, following, raw[:, 0].exp(), raw[:, 1:].sigmoid(), middle, dt, features, opacity, depth, T_thresh)
+        alive = alive[alive >= 0]
+    return features, opacity, depth
 
 
 def proposal(encoding, weights, count=None):

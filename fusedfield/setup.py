@@ -1,4 +1,4 @@
-"""Installs this package alone, beside gridencoder and shencoder, whose mathematics it shares: `pip install --no-build-isolation ./fusedfield`,
+"""Installs this package alone, beside gridencoder, raymarching and shencoder, whose mathematics it shares: `pip install --no-build-isolation ./fusedfield`,
 or `python setup.py build_ext --inplace` here."""
 
 import sys

@@ -62,10 +62,14 @@ class ProposalRenderer(Renderer):
 
 
 class OccupancyRenderer(Renderer):
-    """Marches all rays together through the occupied cells, a few samples at a time, and drops the rays that are done."""
+    """Marches through the occupied cells: all rays together, a few samples at a time, dropping those that are done; or as the field does it."""
 
     def composite(self, rays):
-        """As of Renderer."""
+        """As of Renderer; at once, where the field knows how."""
+        done = self.field.render_rays(rays, self.sampler.grid.bits, self.sampler.march, self.options.T_thresh)
+        return self._in_rounds(rays) if done is None else done
+
+    def _in_rounds(self, rays):
         total = len(rays.near)
         features = torch.zeros((total, self.field.channels - 1), device=self.device)
         opacity, depth = torch.zeros(total, device=self.device), torch.zeros(total, device=self.device)

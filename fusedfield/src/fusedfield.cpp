@@ -12,6 +12,10 @@ TORCH_LIBRARY(fusedfield, library) {
     library.def(
         "ngp_backward(Tensor encoding, Tensor directions, Tensor[] weights, Tensor? count, Tensor gradient, Tensor? scale, bool view) -> "
         "(Tensor, Tensor, Tensor)");
+    library.def(
+        "ngp_render(Tensor origins, Tensor directions, Tensor near, Tensor far, Tensor bitfield, Tensor table, Tensor offsets, Tensor resolutions, "
+        "float bound, Tensor[] weights, float start, float march_bound, int cascades, int grid_size, bool contract, float dt_gamma, int max_steps, "
+        "float T_thresh) -> (Tensor, Tensor, Tensor)");
     library.def("proposal(Tensor encoding, Tensor[] weights, Tensor? count) -> Tensor");
     library.def(
         "proposal_at(Tensor positions, Tensor table, Tensor offsets, Tensor resolutions, float bound, Tensor[] weights, Tensor? count) -> "

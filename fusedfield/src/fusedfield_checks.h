@@ -39,20 +39,24 @@ inline void check_weights(at::TensorList weights, const at::Tensor& like, std::i
     }
 }
 
-inline void check_grid(const at::Tensor& positions, const at::Tensor& table, const at::Tensor& offsets, const at::Tensor& resolutions, double bound,
+// A hash grid of at most this many levels, for samples on the device of `like`.
+inline void check_grid(const at::Tensor& like, const at::Tensor& table, const at::Tensor& offsets, const at::Tensor& resolutions, double bound,
                        int64_t most_levels) {
-    check("positions", positions, positions, at::kFloat, {-1, 3});
-    check_rows("positions", positions.size(0));
     const bool real = table.scalar_type() == at::kHalf || table.scalar_type() == at::kFloat;
     TORCH_CHECK_TYPE(real, "table must be float32 or float16, not ", table.scalar_type());
-    check("table", table, positions, table.scalar_type(), {-1, 2});
+    check("table", table, like, table.scalar_type(), {-1, 2});
     TORCH_CHECK_VALUE(table.is_contiguous(), "table must be contiguous");
-    check("resolutions", resolutions, positions, at::kInt, {-1});
+    check("resolutions", resolutions, like, at::kInt, {-1});
     const int64_t levels = resolutions.size(0);
     TORCH_CHECK_VALUE(levels >= 1 && levels <= most_levels, "resolutions must have 1 to ", most_levels, " levels, not ", levels);
-    check("offsets", offsets, positions, at::kInt, {levels + 1});
+    check("offsets", offsets, like, at::kInt, {levels + 1});
     TORCH_CHECK_VALUE(offsets.is_contiguous() && resolutions.is_contiguous(), "offsets and resolutions must be contiguous");
     TORCH_CHECK_VALUE(bound > 0, "bound must be positive, not ", bound);
+}
+
+inline void check_positions(const char* name, const at::Tensor& positions) {
+    check(name, positions, positions, at::kFloat, {-1, 3});
+    check_rows(name, positions.size(0));
 }
 
 inline void check_encoding(const at::Tensor& encoding, int64_t columns) {

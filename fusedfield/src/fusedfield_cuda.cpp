@@ -53,12 +53,11 @@ int64_t numbers(at::TensorList weights) {
     return sum;
 }
 
-// Calls work(Positions of the table's type).
+// Calls work(Positions of the table's type); positions may be null.
 template <typename Work>
-void with_positions(const Tensor& positions, const Tensor& table, const Tensor& offsets, const Tensor& resolutions, double bound, const Work& work) {
+void with_positions(const float* at, const Tensor& table, const Tensor& offsets, const Tensor& resolutions, double bound, const Work& work) {
     const gridencoder::Grid grid{offsets.const_data_ptr<int32_t>(), resolutions.const_data_ptr<int32_t>(), table.size(0),
                                  static_cast<int>(resolutions.size(0)), gridencoder::Options{}};
-    const float* const at = positions.const_data_ptr<float>();
     const float side = static_cast<float>(bound);
     if (table.scalar_type() == at::kHalf) C10_CUDA_CHECK(work(Positions<__half>{at, halves(table), grid, side}));
     else C10_CUDA_CHECK(work(Positions<float>{at, table.const_data_ptr<float>(), grid, side}));
@@ -78,6 +77,7 @@ Tensor ngp(const Tensor& encoding_, const Tensor& directions_, at::TensorList we
 
 Tensor ngp_at(const Tensor& positions_, const Tensor& directions_, const Tensor& table, const Tensor& offsets, const Tensor& resolutions, double bound,
               at::TensorList weights_, const Count& count, double start) {
+    check_positions("positions", positions_);
     check_grid(positions_, table, offsets, resolutions, bound, ngp_columns / 2);
     check("directions", directions_, positions_, at::kFloat, {positions_.size(0), 3});
     check_count(count, positions_);
@@ -85,7 +85,7 @@ Tensor ngp_at(const Tensor& positions_, const Tensor& directions_, const Tensor&
     const NGPWeights weights = ngp_weights(weights_, positions_, start);
     const Tensor positions = positions_.contiguous(), directions = directions_.contiguous(),
                  raw = at::empty({positions.size(0), raw_columns}, positions.options().dtype(at::kHalf));
-    with_positions(positions, table, offsets, resolutions, bound, [&](const auto& given) {
+    with_positions(positions.const_data_ptr<float>(), table, offsets, resolutions, bound, [&](const auto& given) {
         return launch_ngp(given, directions.const_data_ptr<float>(), weights, batch_of(positions, count), halves_to(raw), c10::cuda::getCurrentCUDAStream());
     });
     return raw;
@@ -93,15 +93,42 @@ Tensor ngp_at(const Tensor& positions_, const Tensor& directions_, const Tensor&
 
 Tensor ngp_density_at(const Tensor& positions_, const Tensor& table, const Tensor& offsets, const Tensor& resolutions, double bound,
                       at::TensorList weights_, const Count& count, double start) {
+    check_positions("positions", positions_);
     check_grid(positions_, table, offsets, resolutions, bound, ngp_columns / 2);
     check_count(count, positions_);
     const c10::cuda::CUDAGuard guard(positions_.device());
     const NGPWeights weights = ngp_weights(weights_, positions_, start);
     const Tensor positions = positions_.contiguous(), logit = at::empty({positions.size(0)}, positions.options().dtype(at::kHalf));
-    with_positions(positions, table, offsets, resolutions, bound, [&](const auto& given) {
+    with_positions(positions.const_data_ptr<float>(), table, offsets, resolutions, bound, [&](const auto& given) {
         return launch_ngp_density(given, weights, batch_of(positions, count), halves_to(logit), c10::cuda::getCurrentCUDAStream());
     });
     return logit;
+}
+
+std::tuple<Tensor, Tensor, Tensor> ngp_render(const Tensor& origins_, const Tensor& directions_, const Tensor& near_, const Tensor& far_,
+                                              const Tensor& bitfield_, const Tensor& table, const Tensor& offsets, const Tensor& resolutions,
+                                              double bound, at::TensorList weights_, double start, double march_bound, int64_t cascades,
+                                              int64_t grid_size, bool contract, double dt_gamma, int64_t max_steps, double T_thresh) {
+    check_positions("origins", origins_);
+    const int64_t rays = origins_.size(0);
+    check("directions", directions_, origins_, at::kFloat, {rays, 3});
+    check("near", near_, origins_, at::kFloat, {rays});
+    check("far", far_, origins_, at::kFloat, {rays});
+    check("bitfield", bitfield_, origins_, at::kByte, {-1});
+    check_grid(origins_, table, offsets, resolutions, bound, ngp_columns / 2);
+    const c10::cuda::CUDAGuard guard(origins_.device());
+    const NGPWeights weights = ngp_weights(weights_, origins_, start);
+    const Tensor origins = origins_.contiguous(), directions = directions_.contiguous(), near = near_.contiguous(), far = far_.contiguous(),
+                 bitfield = bitfield_.contiguous(), features = at::empty({rays, 3}, origins.options()), opacity = at::empty({rays}, origins.options()),
+                 depth = at::empty({rays}, origins.options()), next = at::zeros({1}, origins.options().dtype(at::kInt));
+    const raymarching::March march = raymarching::make_march(march_bound, cascades, grid_size, contract, dt_gamma, max_steps);
+    const Picture picture{origins.const_data_ptr<float>(), directions.const_data_ptr<float>(), near.const_data_ptr<float>(), far.const_data_ptr<float>(),
+                          bitfield.const_data_ptr<uint8_t>(), static_cast<float>(T_thresh), static_cast<int>(rays), features.mutable_data_ptr<float>(),
+                          opacity.mutable_data_ptr<float>(), depth.mutable_data_ptr<float>()};
+    with_positions(nullptr, table, offsets, resolutions, bound, [&](const auto& given) {
+        return launch_ngp_render(given, weights, march, picture, next.mutable_data_ptr<int32_t>(), c10::cuda::getCurrentCUDAStream());
+    });
+    return {features, opacity, depth};
 }
 
 std::tuple<Tensor, Tensor, Tensor> ngp_backward(const Tensor& encoding_, const Tensor& directions_, at::TensorList weights_, const Count& count,
@@ -134,12 +161,13 @@ Tensor proposal(const Tensor& encoding_, at::TensorList weights_, const Count& c
 
 Tensor proposal_at(const Tensor& positions_, const Tensor& table, const Tensor& offsets, const Tensor& resolutions, double bound, at::TensorList weights_,
                    const Count& count) {
+    check_positions("positions", positions_);
     check_grid(positions_, table, offsets, resolutions, bound, proposal_columns / 2);
     check_count(count, positions_);
     const c10::cuda::CUDAGuard guard(positions_.device());
     const ProposalWeights weights = proposal_weights(weights_, positions_, 2 * resolutions.size(0));
     const Tensor positions = positions_.contiguous(), logit = at::empty({positions.size(0)}, positions.options().dtype(at::kHalf));
-    with_positions(positions, table, offsets, resolutions, bound, [&](const auto& given) {
+    with_positions(positions.const_data_ptr<float>(), table, offsets, resolutions, bound, [&](const auto& given) {
         return launch_proposal(given, weights, batch_of(positions, count), halves_to(logit), c10::cuda::getCurrentCUDAStream());
     });
     return logit;
@@ -167,6 +195,7 @@ TORCH_LIBRARY_IMPL(fusedfield, CUDA, library) {
     library.impl("ngp_at", ngp_at);
     library.impl("ngp_density_at", ngp_density_at);
     library.impl("ngp_backward", ngp_backward);
+    library.impl("ngp_render", ngp_render);
     library.impl("proposal", proposal);
     library.impl("proposal_at", proposal_at);
     library.impl("proposal_backward", proposal_backward);

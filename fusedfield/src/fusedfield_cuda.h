@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "../../gridencoder/src/gridencoder_math.h"
+#include "../../raymarching/src/march_math.h"
 
 namespace fusedfield {
 
@@ -38,6 +39,15 @@ struct NGPWeights {
     float start;
 };
 
+// A picture's rays, the occupied cells that they march through, where they stop, and what they gather: features [rays, 3], opacity and depth [rays].
+struct Picture {
+    const float *origins, *directions, *near, *far;
+    const uint8_t* bitfield;
+    float T_thresh;
+    int rays;
+    float *features, *opacity, *depth;
+};
+
 struct ProposalWeights {
     const float* geometry[2];  // [16, inputs], [1, 16]
     int inputs;                // at most 16
@@ -58,6 +68,10 @@ cudaError_t launch_ngp(Positions<Value> given, const float* directions, NGPWeigh
 // Log density alone, [rows].
 template <typename Value>
 cudaError_t launch_ngp_density(Positions<Value> given, NGPWeights weights, Batch batch, __half* logit, cudaStream_t stream);
+
+// All samples of a picture's rays; given.positions is not read. next: [1], zero before.
+template <typename Value>
+cudaError_t launch_ngp_render(Positions<Value> given, NGPWeights weights, const raymarching::March& march, const Picture& picture, int* next, cudaStream_t stream);
 
 cudaError_t launch_proposal(Encoding given, ProposalWeights weights, Batch batch, __half* logit, cudaStream_t stream);
 

@@ -79,4 +79,22 @@ __device__ __forceinline__ void join_view(const Rows<GEOMETRY> (&geometry)[M], c
     }
 }
 
+// Of the M tiles of rows, what the networks make of their features: log density (less its start) and colour logits in the first four columns.
+template <int M>
+__device__ __forceinline__ void run_networks(const Geometry& geometry, const Colour& colour, const Rows<ENCODED> (&encoding)[M], const float* directions, int left,
+                                             Rows<OUTPUTS> (&outputs)[M]) {
+    Rows<WIDE> hidden[M], deeper[M];
+    Rows<GEOMETRY> geometric[M];
+    geometry.run(encoding, hidden, deeper, geometric);
+    Rows<Colour::inputs> joined[M];
+    join_view(geometric, directions, left, joined);
+    Rows<NARROW> thinner[M], thinnest[M];
+    colour.run(joined, thinner, thinnest, outputs);
+#pragma unroll
+    for (int m = 0; m < M; ++m)
+#pragma unroll
+        for (int h = 0; h < 2; ++h)
+            if (lane() % 4 == 0) outputs[m].at[0][h] = __halves2half2(__low2half(geometric[m].at[0][h]), __high2half(outputs[m].at[0][h]));
+}
+
 }  // namespace fusedfield

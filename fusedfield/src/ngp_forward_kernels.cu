@@ -44,22 +44,14 @@ __global__ void __launch_bounds__(THREADS, Shape<Source>::blocks)
         if (left > 0) {
             Rows<ENCODED> encoding[M];
             source.read(block.source, first, left, encoding);
-            Rows<WIDE> hidden[M], deeper[M];
-            Rows<GEOMETRY> geometric[M];
-            geometry.run(encoding, hidden, deeper, geometric);
             if (DENSITY) {
+                Rows<WIDE> hidden[M], deeper[M];
+                Rows<GEOMETRY> geometric[M];
+                geometry.run(encoding, hidden, deeper, geometric);
 #pragma unroll
                 for (int m = 0; m < M; ++m) outputs[m] = geometric[m];
             } else {
-                Rows<Colour::inputs> joined[M];
-                join_view(geometric, directions + int64_t{first} * 3, left, joined);
-                Rows<NARROW> thinner[M], thinnest[M];
-                colour.run(joined, thinner, thinnest, outputs);
-#pragma unroll
-                for (int m = 0; m < M; ++m)
-#pragma unroll
-                    for (int h = 0; h < 2; ++h)
-                        if (lane() % 4 == 0) outputs[m].at[0][h] = __halves2half2(__low2half(geometric[m].at[0][h]), __high2half(outputs[m].at[0][h]));
+                run_networks(geometry, colour, encoding, directions + int64_t{first} * 3, left, outputs);
             }
         }
 #pragma unroll

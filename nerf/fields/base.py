@@ -59,6 +59,16 @@ class Field(nn.Module):
         raw = self(samples)
         raw.backward(gradient.to(raw.dtype))
 
+    def render_rays(self, rays, bitfield, march, T_thresh):
+        """Whole rays through occupied cells at once, where a field has a kernel for it; None where it has not.
+
+        Args:
+            rays: nerf.samples.Rays, N of them; bitfield, march: as of `fusedfield.ngp_render`; T_thresh: transmittance at which a ray stops.
+        Returns:
+            None, or what is composited: features [N, C - 1], opacity [N], depth [N] (not divided by opacity), float32.
+        """
+        return
+
     def runs_fused(self, device):
         """Whether the fused kernels run on a device: they are asked for, compute in half as the field does, and fit the GPU."""
         return self.fused and self.half and fusedfield.available(device)

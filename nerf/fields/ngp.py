@@ -91,6 +91,13 @@ class NGPField(Field):
             for weight, of_weight in zip(weights, fusedfield.split_like(of_weights, weights), strict=True):
                 weight.grad = of_weight if weight.grad is None else weight.grad.add_(of_weight)
 
+    def render_rays(self, rays, bitfield, march, T_thresh):
+        """As of Field."""
+        if not self.runs_fused(rays.origins.device):
+            return None
+        grid, weights = self._grid_arguments(), self._matrices()
+        return fusedfield.ngp_render(rays.origins, rays.directions, rays.near, rays.far, bitfield, *grid, weights, march, T_thresh, DENSITY_START)
+
     def runs_fused(self, device):
         """As of Field; appearance changes the colour network's inputs."""
         return self.appearance is None and super().runs_fused(device)

@@ -10,10 +10,12 @@
 #include <cstdint>
 #include <cstring>
 
+#ifndef HOST_DEVICE
 #ifdef __CUDACC__
 #define HOST_DEVICE __host__ __device__ __forceinline__
 #else
 #define HOST_DEVICE inline
+#endif
 #endif
 
 namespace raymarching {
