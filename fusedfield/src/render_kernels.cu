@@ -1,9 +1,7 @@
-// Whole pictures of the Instant-NGP field in one launch. A warp has sixteen rays, one for each row of its tile: it marches each to its next
-// occupied cell, takes the sixteen samples through grid and networks, and composites them; a ray that is done makes room for the next one of
-// the picture. So no sample is stored, none is computed behind what is opaque, and nobody waits for the host.
-//
-// By count, bonsai at 800x533 takes some 40 samples a ray, 17 million; the forward kernel's rate for them is 4.7 ms on an H100.
-#include "../../raymarching/src/march_math.h"
+// Whole pictures of the Instant-NGP field in one launch. A warp takes a ray: its lanes look for occupied cells 32 steps at a time, what they find
+// goes through grid and networks sixteen samples at a time, and the ray ends where it leaves the scene or light no longer gets through. So no
+// sample is stored, at most fifteen are computed behind what is opaque, and nobody waits for the host.
+#include "../../raymarching/src/walker.cuh"
 #include "encode.cuh"
 #include "launch.cuh"
 #include "ngp.cuh"
@@ -11,19 +9,17 @@
 namespace fusedfield {
 namespace {
 
-constexpr int NOBODY = -1;
+constexpr int SUMS = 5;  // three colours, opacity and depth
 
-struct Ray {
-    float origin[3], t, far;                   // marched up to t
-    float middle, dt;                          // of the sample that is being looked at
-    float through, colour[3], opacity, depth;  // transmittance and sums so far
-    int number;                                // of the picture's rays, or NOBODY
-    int unused;                                // an odd number of words: lanes' rays start in different banks
+struct Sample {
+    float middle, dt;
 };
 
-// What a warp's lanes tell each other.
+// What a warp's lanes tell each other of its ray, and what would take registers that the networks need.
 struct Exchange {
-    Ray rays[TILE];
+    float origin[3];
+    float sums[TILE][SUMS];  // of each lane with samples
+    Sample found[TILE - 1 + WARP];  // and not yet seen: less than a tile of them, and then a group's
     float directions[TILE][3], positions[TILE][3];
     alignas(16) __half raw[TILE][RAW];
 };
@@ -32,42 +28,33 @@ template <class Source>
 struct Block {
     typename Source::Shared source;
     alignas(16) __half matrices[Geometry::size + Colour::size];
+    uint32_t spread[raymarching::MAX_GRID_SIZE];
     Exchange exchange[WARPS];
 };
 
-// Takes the next ray of the picture; false where there is none left.
-__device__ bool begin(Ray& ray, float* direction, const Picture& picture, int* next) {
-    const int number = atomicAdd(next, 1);
-    if (number >= picture.rays) return false;
-    for (int i = 0; i < 3; ++i) ray.origin[i] = picture.origins[3 * number + i], direction[i] = picture.directions[3 * number + i], ray.colour[i] = 0;
-    ray.t = picture.near[number], ray.far = picture.far[number], ray.through = 1, ray.opacity = ray.depth = 0, ray.number = number;
-    return true;
-}
-
-__device__ void finish(Ray& ray, const Picture& picture) {
-    for (int i = 0; i < 3; ++i) picture.features[3 * ray.number + i] = ray.colour[i];
-    picture.opacity[ray.number] = ray.opacity, picture.depth[ray.number] = ray.depth, ray.number = NOBODY;
-}
-
-// To the next sample of this ray or, where it has no more, of the next ones. False where the picture has no more.
-__device__ bool find_sample(Ray& ray, float* direction, float* position, const raymarching::March& march, const Picture& picture, int* next) {
-    while (ray.number != NOBODY || begin(ray, direction, picture, next)) {
-        const auto found = [&](int, const float* at, float middle, float dt) {
-            for (int i = 0; i < 3; ++i) position[i] = at[i];
-            ray.middle = middle, ray.dt = dt;
-        };
-        if (raymarching::march(march, ray.origin, direction, picture.bitfield, ray.t, ray.far, 1, found)) return true;
-        finish(ray, picture);
+// Adds a tile's samples, one a lane, to what the ray has gathered, as raymarching/src/composite_math.h does; those behind the first place where less
+// than T_thresh gets through count nothing, and a lane without a sample has dt = 0. Returns the transmittance behind the tile.
+__device__ __forceinline__ float composite(const __half (&raw)[RAW], Sample sample, float through, float T_thresh, float (&sums)[SUMS]) {
+    const float tau = sample.dt > 0 ? expf(__half2float(raw[0])) * sample.dt : 0.0f;
+    const float behind = through * raymarching::product_up_to(expf(-tau), lane());
+    const float before = __shfl_up_sync(~0u, behind, 1), reached = lane() == 0 ? through : before;
+    if (sample.dt > 0 && !(reached < T_thresh)) {
+        const float weight = reached * -expm1f(-tau);
+#pragma unroll
+        for (int i = 0; i < 3; ++i) sums[i] += weight / (1 + expf(-__half2float(raw[1 + i])));
+        sums[3] += weight, sums[4] += weight * sample.middle;
     }
-    return false;
+    return __shfl_sync(~0u, behind, WARP - 1);
 }
 
-// Adds the sample to the ray's sums, as raymarching/src/composite_math.h does.
-__device__ void composite(Ray& ray, const __half (&raw)[RAW], const Picture& picture) {
-    const float tau = expf(__half2float(raw[0])) * ray.dt, weight = ray.through * -expm1f(-tau);
-    for (int i = 0; i < 3; ++i) ray.colour[i] += weight / (1 + expf(-__half2float(raw[1 + i])));
-    ray.opacity += weight, ray.depth += weight * ray.middle, ray.through *= expf(-tau);
-    if (ray.through < picture.T_thresh) finish(ray, picture);
+// The lanes' sums together, to the picture.
+__device__ __forceinline__ void write(const float (&sums)[SUMS], int ray, const Picture& picture) {
+    float all[SUMS];
+#pragma unroll
+    for (int i = 0; i < SUMS; ++i) all[i] = raymarching::sum_of_lanes(lane() < TILE ? sums[i] : 0.0f);
+    if (lane() != 0) return;
+    for (int i = 0; i < 3; ++i) picture.features[3 * ray + i] = all[i];
+    picture.opacity[ray] = all[3], picture.depth[ray] = all[4];
 }
 
 template <class Source>
@@ -78,29 +65,62 @@ __global__ void __launch_bounds__(THREADS, 3)
     source.prepare(block.source);
     const Geometry geometry(matrices.geometry, block.matrices);
     const Colour colour(matrices.colour, block.matrices + Geometry::size);
+    for (int i = threadIdx.x; i < march.grid_size; i += THREADS) block.spread[i] = raymarching::spread_bits(i);
     Exchange& mine = block.exchange[warp()];
     source.given.positions = &mine.positions[0][0];
-    const bool marches = lane() < TILE;
-    Ray& ray = mine.rays[lane() % TILE];
-    if (marches) ray.number = NOBODY;
     __syncthreads();
     while (true) {
-        const bool found = marches && find_sample(ray, mine.directions[lane()], mine.positions[lane()], march, picture, next);
-        const unsigned rows = __ballot_sync(~0u, found);
-        if (rows == 0) return;
-        __syncwarp();
-        Rows<OUTPUTS> outputs[1];
-        Rows<ENCODED> encoding[1];
-        source.read(block.source, 0, TILE, encoding);
-        run_networks(geometry, colour, encoding, &mine.directions[0][0], TILE, outputs);
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-            __half2 pair = outputs[0].at[0][h];
-            if (lane() % 4 == 0) pair = __halves2half2(__hadd(__low2half(pair), matrices.start), __high2half(pair));
-            if (lane() % 4 < RAW / 2) *reinterpret_cast<__half2*>(&mine.raw[8 * h + lane_row()][lane_column()]) = pair;
+        __syncwarp();  // all are done with the ray before
+        int ray = lane() == 0 ? atomicAdd(next, 1) : 0;
+        ray = __shfl_sync(~0u, ray, 0);
+        if (ray >= picture.rays) return;
+        if (lane() < TILE) {
+            for (int i = 0; i < 3; ++i) mine.directions[lane()][i] = picture.directions[3 * ray + i];
+            for (int i = 0; i < SUMS; ++i) mine.sums[lane()][i] = 0;
         }
+        if (lane() < 3) mine.origin[lane()] = picture.origins[3 * ray + lane()];
         __syncwarp();
-        if (found) composite(ray, mine.raw[lane()], picture);
+        float t = picture.near[ray], far = fminf(picture.far[ray], FLT_MAX);
+        if (!raymarching::finite_ray(mine.origin, mine.directions[0])) far = t;
+        float through = 1;
+        int found = 0;
+        while (!(through < picture.T_thresh)) {
+            raymarching::Walker walker{march, picture.bitfield, block.spread, {}, {}, far, lane(), march.growth[lane()]};
+            for (int i = 0; i < 3; ++i) walker.origin[i] = mine.origin[i], walker.direction[i] = mine.directions[0][i];
+            while (found < TILE && t < far) {
+                const float step = walker.lay_group(t);
+                const uint32_t mask = walker.look(step);
+                const float dt = raymarching::step_size(march, step);
+                if (mask >> lane() & 1) mine.found[found + __popc(mask & ((1u << lane()) - 1))] = {fmaf(0.5f, dt, step), dt};
+                found += __popc(mask);
+            }
+            if (found == 0) break;
+            __syncwarp();
+            const int used = min(found, TILE);
+            Sample sample{}, later{};  // of the tile; of those that stay
+            if (lane() < used) {
+                sample = mine.found[lane()];
+                raymarching::sample_position(march, walker.origin, walker.direction, sample.middle, mine.positions[lane()]);
+            }
+            if (TILE + lane() < found) later = mine.found[TILE + lane()];
+            __syncwarp();
+            if (TILE + lane() < found) mine.found[lane()] = later;
+            found -= used;
+            Rows<OUTPUTS> outputs[1];
+            Rows<ENCODED> encoding[1];
+            source.read(block.source, 0, used, encoding);
+            run_networks(geometry, colour, encoding, &mine.directions[0][0], used, outputs);
+#pragma unroll
+            for (int h = 0; h < 2; ++h) {
+                __half2 pair = outputs[0].at[0][h];
+                if (lane() % 4 == 0) pair = __halves2half2(__hadd(__low2half(pair), matrices.start), __high2half(pair));
+                if (lane() % 4 < RAW / 2) *reinterpret_cast<__half2*>(&mine.raw[8 * h + lane_row()][lane_column()]) = pair;
+            }
+            __syncwarp();
+            through = composite(mine.raw[lane() % TILE], sample, through, picture.T_thresh, mine.sums[lane() % TILE]);
+            __syncwarp();  // all have read what the next tile overwrites
+        }
+        write(mine.sums[lane() % TILE], ray, picture);
     }
 }
 
@@ -109,7 +129,7 @@ __global__ void __launch_bounds__(THREADS, 3)
 template <typename Value>
 cudaError_t launch_ngp_render(Positions<Value> given, NGPWeights weights, const raymarching::March& march, const Picture& picture, int* next, cudaStream_t stream) {
     using Source = Gathered<ENCODED, Value>;
-    return launch(render_kernel<Source>, sizeof(Block<Source>), picture.rays, WARPS * TILE, stream, Source{given}, NGPMatrices(weights), march, picture, next);
+    return launch(render_kernel<Source>, sizeof(Block<Source>), picture.rays, WARPS, stream, Source{given}, NGPMatrices(weights), march, picture, next);
 }
 
 template cudaError_t launch_ngp_render(Positions<__half>, NGPWeights, const raymarching::March&, const Picture&, int*, cudaStream_t);

@@ -1,14 +1,14 @@
 // The CUDA form of the marches.
 //
-// Training looks at every step once and in one launch. A warp takes a ray: its lanes look at the 32 steps of a group at once, and a ballot
-// says which are samples. Groups with samples are remembered as (start, mask). When a block has counted its rays it learns from the blocks
-// before it where its rows begin (decoupled look-back: Merrill and Garland 2016), so samples lie in ray order and results repeat bit for
-// bit, and lays out the remembered groups again to write them.
+// Training looks at every step once and in one launch. A warp takes a ray (walker.cuh). Groups with samples are remembered as (start,
+// mask). When a block has counted its rays it learns from the blocks before it where its rows begin (decoupled look-back: Merrill and
+// Garland 2016), so samples lie in ray order and results repeat bit for bit, and lays out the remembered groups again to write them.
 // Estimate: 30,000 rays x 25 groups x 65 instructions = 49 M warp instructions, 0.05 ms at an H100's peak issue rate and some 0.08 in
 // practice; 2^18 rows x 36 bytes written = 9.4 MB, under 0.01 ms; the bits, 256 KiB a cascade, stay in L2.
 #include "lanes.cuh"
 #include "launch.cuh"
 #include "raymarching_cuda.h"
+#include "walker.cuh"
 
 #define KERNEL __global__ void __launch_bounds__(THREADS)
 
@@ -17,61 +17,14 @@ namespace {
 
 constexpr int WARPS = THREADS / GROUP;
 constexpr int REMEMBERED = 32;  // groups with samples, a ray; beyond, a ray is walked again from there
-constexpr int MAX_GRID_SIZE = 1024;
 
-static_assert(GROUP == LANES && RAYS_A_BLOCK <= GROUP, "a lane a step, and a lane a ray of the block");
+static_assert(RAYS_A_BLOCK <= GROUP, "a lane a ray of the block");
 
 // What the count leaves for the write, for each ray of the block.
 struct Found {
   float start[REMEMBERED], rest;  // of the remembered groups; of the first one not remembered
   uint32_t mask[REMEMBERED];
   int groups, samples;
-};
-
-// The ray that a warp walks, the same in all its lanes.
-struct Walker {
-  const March& m;
-  const uint8_t* bitfield;
-  const uint32_t* spread;  // bits of a coordinate, spread for a Morton code
-  float origin[3], direction[3], far;
-  int lane;
-  float growth;  // of the lane's step in its group
-
-  // Lays out the group that starts at t, which becomes the start of the next one. Returns the lane's step.
-  __device__ __forceinline__ float lay_group(float& t) const {
-    const Group group = group_at(m, t);
-    if (group.step < 0) {
-      float step = group.start;
-      for (int j = 0; j < lane; ++j) step += step_size(m, step);
-      t = __shfl_sync(ALL, step + step_size(m, step), GROUP - 1);
-      return step;
-    }
-    t = step_of(group, GROUP, m.growth[GROUP]);
-    return step_of(group, lane, growth);
-  }
-
-  // The lanes whose step is a sample, as a mask.
-  __device__ __forceinline__ uint32_t look(float step) const {
-    const float dt = step_size(m, step);
-    float position[3];
-    sample_position(m, origin, direction, fmaf(0.5f, dt, step), position);
-    const Cell cell = cell_of(m, position, dt);
-    const uint32_t code = spread[cell.index[0]] | spread[cell.index[1]] << 1 | spread[cell.index[2]] << 2;
-    return __ballot_sync(ALL, step < far && occupied(m, cell.cascade, code, bitfield));
-  }
-
-  // Writes the samples of a group, of which `emitted` came before. Returns how many have been emitted then.
-  __device__ __forceinline__ int write(float step, uint32_t mask, int emitted, int count, int64_t first, int32_t ray,
-                                       const SampleRows& samples) const {
-    const int mine = emitted + __popc(mask & ((1u << lane) - 1));
-    if (mask >> lane & 1 && mine < count) {
-      const float dt = step_size(m, step), middle = fmaf(0.5f, dt, step);
-      float position[3];
-      sample_position(m, origin, direction, middle, position);
-      samples.write(first + mine, position, direction, middle, dt, ray);
-    }
-    return emitted + __popc(mask);
-  }
 };
 
 // How far the blocks' counts are known, a word each that is written whole: in the upper two bits NOTHING, OWN (of the block alone) or SUM
