@@ -9,6 +9,7 @@ from nerf.rendering import OccupancyRenderer, ProposalRenderer, Renderer
 from nerf.sampling import OccupancyGrid, OccupancySampler, ProposalSampler, Sampler
 
 CONTRACTED = 2.0  # half side of the cube into which space is contracted
+MARCHED_START = 1.5  # log density of an untrained field that is marched: in thinner fog, what stands before a camera may stay as part of its picture
 SAMPLES_PER_RAY = 4  # the ray capacity of a marched step is its sample capacity over this: fewer samples a ray leave room unused, nothing else
 PROPOSALS = (128, 256)  # cells of the proposal networks' finest levels
 PROPOSAL_TABLE = 17  # log2 of the entries of their hashed levels, at most that of the field
@@ -38,6 +39,7 @@ def build_model(options, scene, device):
     field = build_field(options.backbone, bound, log2_table_size=options.log2_table_size, half=half, **appearance).to(device)
     field.fused = options.field == "fused"
     if options.cuda_ray:
+        field.density_start = MARCHED_START
         grid = OccupancyGrid(bound, options.grid_size, options.density_thresh).to(device)
         rays = max(options.num_rays, options.num_points // SAMPLES_PER_RAY)
         march = options.dt_gamma, options.max_steps, options.contract

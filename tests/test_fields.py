@@ -12,7 +12,6 @@ import nerf.fields
 from nerf import volume
 from nerf.errors import UserError
 from nerf.fields import FIELDS, MeRFField, NGPField, ProposalField, build_field
-from nerf.fields.ngp import DENSITY_START
 from nerf.hsm import HardSampleMiner, MiningRule, by_autograd
 from nerf.samples import Packing, Samples
 
@@ -116,7 +115,7 @@ def test_outside_the_cube_and_nan_stay_in_their_row(name):
 def test_signatures_differ():
     signatures = [made(name).signature() for name in MAKERS]
     assert all(a != b for i, a in enumerate(signatures) for b in signatures[:i])
-    assert signatures[0] == {"backbone": "ngp", "bound": BOUND, "log2_table_size": 10, "density_start": DENSITY_START}
+    assert signatures[0] == {"backbone": "ngp", "bound": BOUND, "log2_table_size": 10, "density_start": 0.0}
     assert MeRFField(2.0, 10).signature() != MeRFField(4.0, 10).signature()
     assert ProposalField(2.0, 128).signature() != ProposalField(2.0, 256).signature()
 
@@ -170,7 +169,11 @@ def test_appearance_starts_at_zero_and_leaves_the_plain_field_alone():
 
 
 def test_an_untrained_field_is_fog_of_one_density():
-    torch.testing.assert_close(NGPField(BOUND, 10).density(scattered().positions), torch.full((M,), DENSITY_START), rtol=0, atol=1e-2)
+    field = NGPField(BOUND, 10)
+    for start in (0.0, 1.5):
+        field.density_start = start
+        torch.testing.assert_close(field.density(scattered().positions), torch.full((M,), start), rtol=0, atol=1e-2)
+        torch.testing.assert_close(field(scattered())[:, 0], torch.full((M,), start), rtol=0, atol=1e-2)
 
 
 def test_each_plane_of_merf_matters():

@@ -9,7 +9,6 @@ import fusedfield
 from conftest import DEVICES
 from fusedfield import reference
 from nerf.fields import NGPField, ProposalField
-from nerf.fields.ngp import DENSITY_START
 from nerf.samples import Samples
 
 SEED, BOUND, TABLE = 20261122, 2.0, 12
@@ -40,6 +39,7 @@ def ngp_field(device):
     """A field whose grid features are as large as trained ones."""
     torch.manual_seed(SEED)
     field = NGPField(BOUND, TABLE).to(device)
+    field.density_start = 1.5
     torch.nn.init.uniform_(field.grid.table, -0.5, 0.5)
     return field
 
@@ -89,9 +89,9 @@ def in_float64(function, *arguments):
 def test_twin_is_the_field():
     field = ngp_field("cpu")
     positions, directions = made(300, "cpu")
-    raw = reference.ngp_at(positions, directions, *grid_arguments(field), ngp_weights(field), start=DENSITY_START)
+    raw = reference.ngp_at(positions, directions, *grid_arguments(field), ngp_weights(field), start=field.density_start)
     torch.testing.assert_close(raw, field(samples_at(positions, directions)), rtol=1e-5, atol=1e-5)
-    logit = reference.ngp_density_at(positions, *grid_arguments(field), ngp_weights(field), start=DENSITY_START)
+    logit = reference.ngp_density_at(positions, *grid_arguments(field), ngp_weights(field), start=field.density_start)
     torch.testing.assert_close(logit, field.density(positions), rtol=1e-5, atol=1e-5)
 
 
@@ -319,6 +319,7 @@ def test_bad_arguments_are_named(gpu, change, named):
 def half_field(kind, device):
     torch.manual_seed(SEED)
     field = (NGPField(BOUND, TABLE, half=True) if kind == "ngp" else ProposalField(BOUND, 128, TABLE, half=True)).to(device)
+    field.density_start = 1.5
     torch.nn.init.uniform_(field.grid.table, -0.5, 0.5)
     return field
 

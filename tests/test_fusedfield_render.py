@@ -6,7 +6,6 @@ import torch
 import fusedfield
 import raymarching
 from fusedfield import reference
-from nerf.fields.ngp import DENSITY_START
 from nerf.samples import Rays
 from test_fusedfield import BOUND, SEED, grid_arguments, half_field, ngp_field, ngp_weights, relative
 
@@ -42,7 +41,7 @@ def test_twin_is_what_the_renderer_does_in_rounds(make_trainer):
     with torch.no_grad():
         ours = fusedfield.ngp_render(
             origins, directions, near, far, bits, field.grid.table, field.grid.offsets, field.grid.resolutions, field.bound, ngp_weights(field),
-            model.sampler.march, model.render.options.T_thresh, DENSITY_START,
+            model.sampler.march, model.render.options.T_thresh, field.density_start,
         )  # fmt: skip
         rounds = model.render.composite(rays)
     for mine, theirs in zip(ours, rounds, strict=True):

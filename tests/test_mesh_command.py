@@ -7,7 +7,7 @@ import pytest
 
 import main
 from conftest import advance
-from nerf.fields.ngp import DENSITY_START
+from nerf.model import MARCHED_START
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def emptied(trainer):
 
 
 SPOILT = {
-    "an empty field": (filled(0.0), f"the field is nowhere denser than {math.exp(DENSITY_START):.3g}, and a surface lies at 5;"),
+    "an empty field": (filled(0.0), f"the field is nowhere denser than {math.exp(MARCHED_START):.3g}, and a surface lies at 5;"),
     "a field of NaN": (filled(float("nan")), "the density of the field is not a number;"),
     "no occupied cells": (emptied, "no cell of the occupancy grid is occupied;"),
 }

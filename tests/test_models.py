@@ -120,3 +120,15 @@ def test_a_step_of_each_model_never_waits_and_is_recorded(make_trainer, model, m
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert trainer.step.replay.graphs and StepNumbers(*trainer.step.numbers.tolist()).bad_step == -1
+
+
+def test_marched_fields_start_denser_than_proposed_ones(make_trainer):
+    marched, proposed = (make_trainer(preset=preset).model.field for preset in ("-O", "-O2"))
+    origin = torch.zeros(1, 3)
+    assert float(marched.density(origin)) > 1 > float(proposed.density(origin)) > -1
+
+
+def test_proposals_learn_less_and_less_often(make_trainer):
+    learns = make(make_trainer, "nerfacto").model.sampler.learns
+    times = [sum(map(learns, range(start, start + 1000))) for start in range(0, 7000, 1000)]
+    assert times[0] == 1000 and times == sorted(times, reverse=True) and times[-1] == 200

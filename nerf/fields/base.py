@@ -27,6 +27,7 @@ class Field(nn.Module):
         channels: C, 4 unless a field says otherwise.
         deferred: whether `shade` does more than hand three colours on.
         fused: whether kernels that do several layers at once may take the place of the modules (see `runs_fused`). The modules are the definition.
+        density_start: log density that an untrained field has everywhere, if it heeds that; 0 unless set. How dense is best depends on the sampler.
         has_appearance: whether the constructor takes appearance, images and unseen, as NGPField's does.
         grid: the 3-D GridEncoder that the regularisers act on; a field need not have one.
     """
@@ -34,6 +35,7 @@ class Field(nn.Module):
     channels = 4
     deferred = False
     fused = False
+    density_start = 0.0
     has_appearance = False
 
     def __init__(self, bound, half=False):

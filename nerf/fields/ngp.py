@@ -11,7 +11,6 @@ from shencoder import SHEncoder
 
 FEATURES = 15  # of the geometry network, handed to the colour network beside the density logit
 UNSEEN = ("mean", "off")
-DENSITY_START = 1.5  # log density of an untrained field; thinner, fog before a camera may stay there as part of its picture
 
 
 class NGPField(Field):
@@ -60,7 +59,7 @@ class NGPField(Field):
             if self.appearance is not None:
                 inputs.append(self._appearances(samples).to(geometry.dtype))
             colour = run_padded(self.colour, torch.cat(inputs, dim=-1), skip=1)  # column 0 is the density logit
-            return torch.cat([geometry[:, :1] + DENSITY_START, colour], dim=-1)
+            return torch.cat([geometry[:, :1] + self.density_start, colour], dim=-1)
 
     def _appearances(self, samples):
         """[M, A] float32, and zeros up to a multiple of GRANULE: float32, in which the gradients of an image's many samples add up."""
@@ -73,9 +72,9 @@ class NGPField(Field):
     def density(self, positions):
         """Positions [K, 3] -> log density [K]."""
         if self.runs_fused(positions.device) and not torch.is_grad_enabled():
-            return fusedfield.ngp_density_at(positions, *self._grid_arguments(), self._matrices(), start=DENSITY_START)
+            return fusedfield.ngp_density_at(positions, *self._grid_arguments(), self._matrices(), start=self.density_start)
         with self._precision(positions):
-            return self.geometry(self._encode(positions))[:, 0] + DENSITY_START
+            return self.geometry(self._encode(positions))[:, 0] + self.density_start
 
     def learn(self, samples, gradient, count=None):
         """As of Field. Fused, the pass with a graph needs no graph: the networks run once, on the way back."""
@@ -96,7 +95,7 @@ class NGPField(Field):
         if not self.runs_fused(rays.origins.device):
             return None
         grid, weights = self._grid_arguments(), self._matrices()
-        return fusedfield.ngp_render(rays.origins, rays.directions, rays.near, rays.far, bitfield, *grid, weights, march, T_thresh, DENSITY_START)
+        return fusedfield.ngp_render(rays.origins, rays.directions, rays.near, rays.far, bitfield, *grid, weights, march, T_thresh, self.density_start)
 
     def runs_fused(self, device):
         """As of Field; appearance changes the colour network's inputs."""
@@ -106,8 +105,8 @@ class NGPField(Field):
         if torch.is_grad_enabled():
             with self._precision(samples.positions):
                 encoding = self._encode(samples.positions)
-            return fusedfield.ngp(encoding, samples.directions, self._matrices(), start=DENSITY_START)
-        return fusedfield.ngp_at(samples.positions, samples.directions, *self._grid_arguments(), self._matrices(), start=DENSITY_START)
+            return fusedfield.ngp(encoding, samples.directions, self._matrices(), start=self.density_start)
+        return fusedfield.ngp_at(samples.positions, samples.directions, *self._grid_arguments(), self._matrices(), start=self.density_start)
 
     def _matrices(self):
         return matrices(self.geometry, self.colour)
@@ -117,5 +116,5 @@ class NGPField(Field):
 
     def signature(self):
         """What a checkpoint must agree on to fit this field."""
-        plain = {"backbone": "ngp", "bound": self.bound, "log2_table_size": self.log2_table_size, "density_start": DENSITY_START}
+        plain = {"backbone": "ngp", "bound": self.bound, "log2_table_size": self.log2_table_size, "density_start": self.density_start}
         return plain if self.appearance is None else plain | {"appearance": list(self.appearance.shape)}
