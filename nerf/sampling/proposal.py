@@ -12,7 +12,7 @@ from nerf.samples import Packing, Samples
 from nerf.sampling.sampler import Placed, Sampler
 
 PADDING = 0.01  # added to each weight before edges are drawn, so that no interval is never looked at (Barron et al. 2021, section 3.1)
-EAGER_STEPS, INTERVAL = 3000, 5  # the proposals learn in each of the first steps, later in one of so many
+SLOWER_EVERY, INTERVAL = 1000, 5  # the proposals learn in each of the first 1000 steps, in every other of the next 1000, ... at last in one of five
 ANNEAL_SLOPE = 10  # how fast the proposals' distribution sharpens (Barron et al. 2022, section 3.1)
 MIDDLE = 0.5  # what stands for a random number where none is wanted
 
@@ -70,7 +70,7 @@ class ProposalSampler(Sampler):
 
     def learns(self, step):
         """As of Sampler."""
-        return step < EAGER_STEPS or step % INTERVAL == 0
+        return step % min(1 + step // SLOWER_EVERY, INTERVAL) == 0
 
     def learn(self, placed, weights, scale):
         """As of Sampler: each proposal's weights must bound those of the field from above (the interlevel loss)."""
