@@ -129,7 +129,15 @@ class Field(nn.Module):
 
 def matrices(*networks):
     """The weights of networks without biases, in order."""
-    return [layer.weight for layers in networks for layer in layers if isinstance(layer, nn.Linear)]
+    return [part.weight for layers in networks for part in layers if isinstance(part, nn.Linear)]
+
+
+def layer(inputs, outputs, bias=False):
+    """A linear layer that neither shrinks nor swells what a ReLU hands on (He et al. 2015, equation 10). With torch's own start, each layer of a
+    network hands on two fifths, and what the network makes of the grid grows slowly: fog before the cameras takes long to clear."""
+    made = nn.Linear(inputs, outputs, bias=bias)
+    nn.init.kaiming_uniform_(made.weight, nonlinearity="relu")
+    return made
 
 
 def network(inputs, hidden, outputs, bias=False):
@@ -137,8 +145,8 @@ def network(inputs, hidden, outputs, bias=False):
     sizes = [inputs, *hidden]
     layers = []
     for size, following in zip(sizes, hidden):
-        layers += [nn.Linear(size, following, bias=bias), nn.ReLU(inplace=True)]
-    return nn.Sequential(*layers, nn.Linear(sizes[-1], outputs, bias=bias))
+        layers += [layer(size, following, bias), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers, layer(sizes[-1], outputs, bias))
 
 
 def run_padded(layers, x, skip=0):
@@ -151,10 +159,10 @@ def run_padded(layers, x, skip=0):
     Returns:
         [M, O].
     """
-    first, *middle, last = (layer for layer in layers if isinstance(layer, nn.Linear))
+    first, *middle, last = (part for part in layers if isinstance(part, nn.Linear))
     x = torch.relu_(F.linear(x, F.pad(first.weight, (skip, x.shape[1] - skip - first.in_features))))
-    for layer in middle:
-        x = torch.relu_(layer(x))
+    for part in middle:
+        x = torch.relu_(part(x))
     return F.linear(x, F.pad(last.weight, (0, 0, 0, -last.out_features % GRANULE)))[:, : last.out_features]
 
 

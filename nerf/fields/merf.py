@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from freqencoder import FreqEncoder
 from gridencoder import GridEncoder
-from nerf.fields.base import Field, network
+from nerf.fields.base import Field, layer, network
 
 COLOURS, SPECULAR = 3, 4  # composited along a ray: diffuse colour, features of what depends on the view
 CELLS, PLANE_CELLS = 256, 1024  # of the finest levels, a world unit of half side: 512 and 2048 in contracted space, the paper's sizes
@@ -39,8 +39,8 @@ class MeRFField(Field):
         self.log2_table_size = log2_table_size
         self.grid = self._grid(3, CELLS)
         self.planes = nn.ModuleList(self._grid(2, PLANE_CELLS) for _ in PLANES)
-        self.hidden = nn.Linear(self.grid.output_size, 64, bias=False)
-        self.output = nn.Linear(64, self.channels, bias=False)
+        self.hidden = layer(self.grid.output_size, 64)
+        self.output = layer(64, self.channels)
         limits = torch.tensor([DENSITY_LIMIT] + [FEATURE_LIMIT] * (self.channels - 1))
         self.register_buffer("limits", limits, persistent=False)
         self.view = FreqEncoder(dimensions=3, degree=4)
