@@ -125,7 +125,7 @@ def test_a_step_of_each_model_never_waits_and_is_recorded(make_trainer, model, m
 def test_marched_fields_start_denser_than_proposed_ones(make_trainer):
     marched, proposed = (make_trainer(preset=preset).model.field for preset in ("-O", "-O2"))
     origin = torch.zeros(1, 3)
-    assert float(marched.density(origin)) > 1 > float(proposed.density(origin)) > -1
+    assert marched.density(origin).item() > 1 > proposed.density(origin).item() > -1
 
 
 def test_proposals_learn_less_and_less_often(make_trainer):
