@@ -12,6 +12,7 @@ import nerf.fields
 from nerf import volume
 from nerf.errors import UserError
 from nerf.fields import FIELDS, MeRFField, NGPField, ProposalField, build_field
+from nerf.fields.base import network
 from nerf.hsm import HardSampleMiner, MiningRule, by_autograd
 from nerf.samples import Packing, Samples
 
@@ -166,6 +167,13 @@ def test_appearance_in_evaluation():
 def test_appearance_starts_at_zero_and_leaves_the_plain_field_alone():
     assert not NGPField(BOUND, 10, appearance=4, images=3).appearance.any()
     assert "appearance" not in dict(NGPField(BOUND, 10).named_parameters())
+
+
+def test_a_network_starts_with_outputs_as_large_as_its_inputs():
+    torch.manual_seed(0)
+    inputs = torch.randn(2000, 64)
+    outputs = torch.stack([network(64, [64] * 4, 8)(inputs) for _ in range(20)])
+    assert 0.5 < outputs.square().mean() / 2 < 2  # twice theirs: nothing is cut off before the first layer
 
 
 def test_an_untrained_field_is_fog_of_one_density():
