@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 SSIM_WINDOW = 11  # pixels a side of the gaussian window (sigma 1.5) of Wang et al. 2004
+SSIM_AT_ONCE = 2**20  # pixels, in whole rows; each takes about a kilobyte while it is measured
 LPIPS_WEIGHTS = "vgg16-397923af.pth"  # torchvision's name of the network below LPIPS; torchmetrics brings what lies above it
 SMALLEST_LPIPS = 16  # pixels a side: the network halves a picture four times
 SMALLEST_MSE = 1e-10  # equal pictures get 100 dB, a number that can be averaged and written as JSON, where infinity cannot
@@ -48,11 +49,18 @@ def ssim(prediction, target):
     from torchmetrics.functional.image import structural_similarity_index_measure
 
     prediction, target = _pair(prediction, target)
-    if min(prediction.shape[:2]) <= SSIM_WINDOW // 2:
+    height, width = prediction.shape[:2]
+    reach = SSIM_WINDOW // 2
+    if min(height, width) <= reach:
         return float("nan")
-    prediction, target = map(_as_batch, (prediction, target))
+    rows, total = max(1, SSIM_AT_ONCE // width), 0.0
     with torch.backends.cudnn.flags(allow_tf32=False):  # variances are small differences of large sums
-        return float(structural_similarity_index_measure(prediction, target, data_range=1.0))
+        for first in range(0, height, rows):  # bands of rows, each with what the windows of its own rows reach
+            begin, last = max(0, first - reach), min(first + rows, height)
+            band = (_as_batch(picture[begin : last + reach]) for picture in (prediction, target))
+            _, each = structural_similarity_index_measure(*band, data_range=1.0, return_full_image=True)
+            total = total + each[..., first - begin : last - begin, :].double().sum()
+    return float(total) / prediction.numel()
 
 
 def lpips_missing():

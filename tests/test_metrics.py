@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+import nerf.metrics
 from nerf import metrics
 from nerf.metrics import lpips, lpips_missing, psnr, quantise, ssim
 
@@ -61,6 +62,14 @@ def test_nan_gives_nan():
 def test_ssim_is_its_definition():
     prediction, target = noisy_pair()
     assert ssim(prediction, target) == pytest.approx(literal_ssim(prediction, target), abs=1e-5)
+
+
+@pytest.mark.parametrize("pixels", [1, 150, 1000])
+def test_ssim_does_not_depend_on_how_much_is_done_at_once(monkeypatch, pixels):
+    prediction, target = noisy_pair()
+    whole = ssim(prediction, target)
+    monkeypatch.setattr(nerf.metrics, "SSIM_AT_ONCE", pixels)
+    assert ssim(prediction, target) == pytest.approx(whole, abs=1e-6)
 
 
 def test_the_data_range_is_one_whatever_the_picture_holds():
