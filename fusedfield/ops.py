@@ -6,7 +6,9 @@ does under autocast. Rows that are not in use give zeros and have no gradient. N
 
 The Instant-NGP networks (Mueller et al. 2022, section 4): geometry [64, 32], [64, 64], [16, 64], whose first output is the log density, and colour
 [32, 31], [32, 32], [3, 32], whose inputs are the other 15 outputs and the 16 spherical harmonics of the direction up to degree 4. The proposal network
-(Barron et al. 2022, section 3): [16, K], [1, 16].
+(Barron et al. 2022, section 3): [16, K], [1, 16]. MeRF (Reiser et al. 2023): [64, 32], [8, 64], its inputs the sum of four encodings, those of a
+three-dimensional grid and of the planes xy, yz and xz; an output x becomes limit tanh(x / limit), with one limit for the first, the log density, and one for
+the others.
 """
 
 from pathlib import Path
@@ -21,6 +23,7 @@ from shencoder import sh_encode_backward
 from . import reference
 
 kernels = load_kernels(__package__, Path(__file__).parent) or reference
+MERF_GRIDS, MERF_RAW = 4, 8
 LEAST_CAPABILITY = (8, 0)  # mma.sync of half with float sums, 16 x 8 x 16
 
 
@@ -101,6 +104,42 @@ def ngp_backward(encoding, directions, weights, count, gradient, scale=None, vie
     return _form(encoding).ngp_backward(encoding, directions, weights, count, gradient, scale, view)
 
 
+def merf(encodings, weights, limits, count=None):
+    """MeRF's network. Differentiable with respect to encodings and weights, once; the backward pass runs the network anew.
+
+    Args:
+        encodings: four [M, 32] float16 (the twin on a CPU: any float type).
+        weights: two matrices; limits: (that of the density, that of the others).
+        count: as in `ngp`.
+    Returns:
+        raw [M, 8], like encodings: log density and seven logits.
+    Raises: as `ngp`.
+    """
+    return MeRF.apply(limits, count, *encodings, *weights)
+
+
+def merf_at(positions, tables, offsets, resolutions, bound, weights, limits, count=None):
+    """Grid, planes and network at once -> raw [M, 8] float16. Not differentiable.
+
+    Args:
+        positions, bound: as in `ngp_at`.
+        tables, offsets, resolutions: four each, as in `ngp_at`, but of four features an entry and eight levels at most; of two dimensions the last three.
+        weights, limits, count: as in `merf`.
+    Raises: as `ngp`.
+    """
+    return _form(positions).merf_at(positions, tables, offsets, resolutions, bound, weights, *limits, count)
+
+
+def merf_density_at(positions, tables, offsets, resolutions, bound, weights, limits, count=None):
+    """The log density [M] float16 alone; arguments and errors as of `merf_at`. Not differentiable."""
+    return _form(positions).merf_density_at(positions, tables, offsets, resolutions, bound, weights, *limits, count)
+
+
+def merf_backward(encodings, weights, limits, count, gradient, scale=None):
+    """The raw backward operator of `merf`: gradient [M, 8] float32 -> of_encoding [M, 32], that of each of the four, and of_weights [2560] float32."""
+    return _form(encodings[0]).merf_backward(encodings, weights, *limits, count, gradient, scale)
+
+
 def proposal(encoding, weights, count=None):
     """The proposal network: [M, K] float16 and two matrices -> log density [M]. K even and at most 16. Differentiable as `ngp`; errors likewise."""
     return Proposal.apply(encoding, count, *weights)
@@ -132,6 +171,24 @@ class NGP(torch.autograd.Function):
         of_encoding, of_weights, of_view = ngp_backward(encoding, directions, weights, count, grad.float(), view=turned)
         of_directions = sh_encode_backward(of_view, directions, 4) if turned else None
         return of_encoding, of_directions, None, None, *split_like(of_weights, weights)
+
+
+class MeRF(torch.autograd.Function):
+    """Ties MeRF's network to its gradients."""
+
+    @staticmethod
+    def forward(ctx, limits, count, *tensors):
+        ctx.limits = limits
+        ctx.save_for_backward(count, *tensors)
+        return _form(tensors[0]).merf(tensors[:MERF_GRIDS], tensors[MERF_GRIDS:], *limits, count)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        count, *tensors = ctx.saved_tensors
+        weights = tensors[MERF_GRIDS:]
+        of_encoding, of_weights = merf_backward(tensors[:MERF_GRIDS], weights, ctx.limits, count, grad.float())
+        return None, None, *[of_encoding] * MERF_GRIDS, *split_like(of_weights, weights)
 
 
 class Proposal(torch.autograd.Function):
@@ -178,6 +235,15 @@ def register_shapes():
         "ngp_backward",
         lambda encoding, directions, weights, count, gradient, scale, view: (
             torch.empty_like(encoding), gradient.new_empty(weights_size(weights)), encoding.new_empty(encoding.shape[0] if view else 0, 16),
+        ),
+    )  # fmt: skip
+    fake("merf", lambda encodings, *_: encodings[0].new_empty(encodings[0].shape[0], MERF_RAW))
+    fake("merf_at", lambda positions, *_: positions.new_empty(positions.shape[0], MERF_RAW, **half))
+    fake("merf_density_at", lambda positions, *_: positions.new_empty(positions.shape[0], **half))
+    fake(
+        "merf_backward",
+        lambda encodings, weights, density_limit, feature_limit, count, gradient, scale: (
+            torch.empty_like(encodings[0]), gradient.new_empty(weights_size(weights)),
         ),
     )  # fmt: skip
     fake("proposal", lambda encoding, weights, count: encoding.new_empty(encoding.shape[0]))

@@ -57,6 +57,43 @@ def ngp_render(
     return features, opacity, depth
 
 
+def merf(encodings, weights, density_limit, feature_limit, count=None):
+    """Four [M, 32] -> raw [M, 8]."""
+    return _in_use(_limited(_network(sum(encodings), weights), density_limit, feature_limit), count)
+
+
+def merf_at(positions, tables, offsets, resolutions, bound, weights, density_limit, feature_limit, count=None):
+    """[M, 3] -> raw [M, 8]."""
+    encodings = [grid_encode(at, *grid) for at, *grid in zip(merf_coordinates(positions, bound), tables, offsets, resolutions, strict=True)]
+    return merf(encodings, weights, density_limit, feature_limit, count)
+
+
+def merf_density_at(positions, tables, offsets, resolutions, bound, weights, density_limit, feature_limit, count=None):
+    """[M, 3] -> log density [M]."""
+    return merf_at(positions, tables, offsets, resolutions, bound, weights, density_limit, feature_limit, count)[:, 0]
+
+
+def merf_backward(encodings, weights, density_limit, feature_limit, count, gradient, scale):
+    """Gradients at each of the encodings, which have the same, and at the weights (one after the other)."""
+
+    def run(encoding, *weights):
+        return _limited(_network(encoding, weights), density_limit, feature_limit)
+
+    of_encoding, *of_weights = _gradients(run, (sum(encodings), *weights), count, gradient, scale)
+    return of_encoding, _flat(of_weights)
+
+
+def merf_coordinates(positions, bound):
+    """Positions in [-bound, bound]^3 -> where they lie in the unit cube and in its planes xy, yz and xz."""
+    unit = (positions + bound) / (2 * bound)
+    return unit, unit[:, :2], unit[:, 1:], unit[:, ::2]
+
+
+def _limited(x, density_limit, feature_limit):
+    limits = torch.tensor([density_limit] + [feature_limit] * (x.shape[1] - 1), dtype=x.dtype, device=x.device)
+    return torch.tanh(x / limits) * limits
+
+
 def proposal(encoding, weights, count=None):
     """[M, K] -> log density [M]."""
     return _in_use(_network(encoding, weights)[:, 0], count)

@@ -61,6 +61,16 @@ def advance(trainer, steps):
 
 
 @pytest.fixture
+def gpu():
+    """The device, if the fused fields run there."""
+    import fusedfield
+
+    if not fusedfield.available("cuda" if torch.cuda.is_available() else "cpu"):
+        pytest.skip("no GPU of compute capability 8.0 or later")
+    return torch.device("cuda")
+
+
+@pytest.fixture
 def make_trainer(demo_scene, tmp_path):
     """A function: flags -> a Trainer of the demo scene, small enough for a CPU; `scene`, `folder`, `device` and `preset` can be given."""
     from nerf.options import parse_options, resolve

@@ -8,21 +8,14 @@ import torch
 import fusedfield
 from conftest import DEVICES
 from fusedfield import reference
-from nerf.fields import NGPField, ProposalField
+from gridencoder import GridEncoder
+from nerf.fields import MeRFField, NGPField, ProposalField
 from nerf.samples import Samples
 
 SEED, BOUND, TABLE = 20261122, 2.0, 12
 SIZES = [0, 1, 15, 33, 128, 129, 4099]
 EXTRA = 1.5  # the kernels may lose this much more than PyTorch does in half precision, and FLOOR
 FLOOR = 2e-4
-
-
-@pytest.fixture
-def gpu():
-    """The device, if the kernels run there."""
-    if not torch.cuda.is_available() or not fusedfield.available("cuda"):
-        pytest.skip("no GPU of compute capability 8.0 or later")
-    return torch.device("cuda")
 
 
 def made(rows, device, outside=True):
@@ -318,9 +311,12 @@ def test_bad_arguments_are_named(gpu, change, named):
 
 def half_field(kind, device):
     torch.manual_seed(SEED)
-    field = (NGPField(BOUND, TABLE, half=True) if kind == "ngp" else ProposalField(BOUND, 128, TABLE, half=True)).to(device)
+    made = {"ngp": NGPField, "merf": MeRFField, "proposal": lambda bound, table, half: ProposalField(bound, 128, table, half)}
+    field = made[kind](BOUND, TABLE, half=True).to(device)
     field.density_start = 1.5
-    torch.nn.init.uniform_(field.grid.table, -0.5, 0.5)
+    for encoder in field.modules():
+        if isinstance(encoder, GridEncoder):
+            torch.nn.init.uniform_(encoder.table, -0.5, 0.5)
     return field
 
 
@@ -331,7 +327,7 @@ def gradients(field, run):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("kind", ["ngp", "proposal"])
+@pytest.mark.parametrize("kind", ["ngp", "merf", "proposal"])
 @pytest.mark.parametrize("training", [True, False])
 def test_a_fused_field_is_the_field(gpu, kind, training):
     field = half_field(kind, gpu).train(training)
@@ -354,27 +350,28 @@ def test_a_fused_field_is_the_field(gpu, kind, training):
 
 
 @pytest.mark.gpu
-def test_gradients_reach_positions_and_directions(gpu):
-    field = half_field("ngp", gpu)
+@pytest.mark.parametrize("kind", ["ngp", "merf"])
+def test_gradients_reach_positions_and_directions(gpu, kind):
+    field = half_field(kind, gpu)
     given = {}
     for fused in (False, True):
         field.fused = fused
         positions, directions = (tensor.requires_grad_() for tensor in made(500, gpu, outside=False))
-        field.learn(samples_at(positions, directions), torch.ones(500, 4, device=gpu))
-        given[fused] = positions.grad, directions.grad
+        field.learn(samples_at(positions, directions), torch.ones(500, field.channels, device=gpu))
+        given[fused] = [positions.grad, *([] if directions.grad is None else [directions.grad])]
     for fused, plain in zip(given[True], given[False], strict=True):
         assert relative(fused, plain.cpu().double()) < 2e-2
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("preset", ["-O", "-O2"])
+@pytest.mark.parametrize(("preset", "backbone"), [("-O", "ngp"), ("-O2", "ngp"), ("-O2", "merf")])
 @pytest.mark.parametrize("mining", [[], ["--hsm"]])
-def test_training_is_the_same(gpu, make_trainer, tmp_path, preset, mining):
+def test_training_is_the_same(gpu, make_trainer, tmp_path, preset, backbone, mining):
     from conftest import advance
 
     told = {}
     for field in ("fused", "torch"):
-        flags = ["--field", field, *mining, *([] if preset == "-O" else ["--num_points", "65536"])]
+        flags = ["--field", field, "--backbone", backbone, *mining, *([] if preset == "-O" else ["--num_points", "65536"])]
         trainer = make_trainer(*flags, device="cuda", preset=preset, folder=tmp_path / field)
         told[field] = [advance(trainer, 1).loss, *(advance(trainer, 50).squared_error for _ in range(4))]
     assert told["fused"][0] == pytest.approx(told["torch"][0], rel=1e-2)

@@ -57,14 +57,6 @@ def test_settings_that_do_not_fit_are_named(change):
         fusedfield.ngp_render(*given, bits, *grid_arguments(field), ngp_weights(field), {**MARCH, **change}, T_THRESH)
 
 
-@pytest.fixture
-def gpu():
-    """The device, if the kernels run there."""
-    if not torch.cuda.is_available() or not fusedfield.available("cuda"):
-        pytest.skip("no GPU of compute capability 8.0 or later")
-    return torch.device("cuda")
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize("march", [MARCH, CONTRACTED], ids=["plain", "contracted"])
 @pytest.mark.parametrize("rays", [0, 1, 17, RAYS, 20_000])

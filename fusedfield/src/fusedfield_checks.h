@@ -39,12 +39,12 @@ inline void check_weights(at::TensorList weights, const at::Tensor& like, std::i
     }
 }
 
-// A hash grid of at most this many levels, for samples on the device of `like`.
+// A hash grid of at most this many levels and so many features an entry, for samples on the device of `like`.
 inline void check_grid(const at::Tensor& like, const at::Tensor& table, const at::Tensor& offsets, const at::Tensor& resolutions, double bound,
-                       int64_t most_levels) {
+                       int64_t most_levels, int64_t features = 2) {
     const bool real = table.scalar_type() == at::kHalf || table.scalar_type() == at::kFloat;
     TORCH_CHECK_TYPE(real, "table must be float32 or float16, not ", table.scalar_type());
-    check("table", table, like, table.scalar_type(), {-1, 2});
+    check("table", table, like, table.scalar_type(), {-1, features});
     TORCH_CHECK_VALUE(table.is_contiguous(), "table must be contiguous");
     check("resolutions", resolutions, like, at::kInt, {-1});
     const int64_t levels = resolutions.size(0);
@@ -62,6 +62,11 @@ inline void check_positions(const char* name, const at::Tensor& positions) {
 inline void check_encoding(const at::Tensor& encoding, int64_t columns) {
     check("encoding", encoding, encoding, at::kHalf, {-1, columns});
     check_rows("encoding", encoding.size(0));
+}
+
+// One tensor for each of the four grids of a MeRF field.
+inline void check_four(const char* name, at::TensorList tensors) {
+    TORCH_CHECK_VALUE(tensors.size() == 4, name, " must be 4 tensors, those of xyz, xy, yz and xz, not ", tensors.size());
 }
 
 inline void check_upstream(const at::Tensor& gradient, const std::optional<at::Tensor>& scale, const at::Tensor& like,

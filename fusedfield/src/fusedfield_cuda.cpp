@@ -1,7 +1,6 @@
-// The CUDA form of the operators: checks, results, pointers, the current stream; the kernels are in *_kernels.cu.
+// The CUDA form of the operators but for MeRF's: checks, results, pointers, the current stream; the kernels are in *_kernels.cu.
 #include "fusedfield_cuda.h"
 
-#include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 #include <c10/cuda/CUDAException.h>
@@ -12,21 +11,12 @@
 #include <tuple>
 
 #include "fusedfield_checks.h"
+#include "tensors.h"
 
 namespace fusedfield {
 namespace {
 
-using at::Tensor;
-using Count = std::optional<Tensor>;
-
 constexpr int64_t raw_columns = 4, view_columns = 16, ngp_columns = 32, proposal_columns = 16;
-
-const __half* halves(const Tensor& tensor) { return static_cast<const __half*>(tensor.const_data_ptr()); }
-__half* halves_to(const Tensor& tensor) { return static_cast<__half*>(tensor.mutable_data_ptr()); }
-
-Batch batch_of(const Tensor& rows, const Count& count) {
-    return {static_cast<int>(rows.size(0)), count ? count->const_data_ptr<int32_t>() : nullptr};
-}
 
 Encoding encoding_of(const Tensor& encoding) { return {halves(encoding), static_cast<int>(encoding.size(1))}; }
 
@@ -45,12 +35,6 @@ ProposalWeights proposal_weights(at::TensorList weights, const Tensor& like, int
     TORCH_CHECK_VALUE(inputs >= 2 && inputs <= proposal_columns && inputs % 2 == 0, "encoding must have 2, 4 ... ", proposal_columns, " columns, not ", inputs);
     check_weights(weights, like, {{16, inputs}, {1, 16}});
     return {{weights[0].const_data_ptr<float>(), weights[1].const_data_ptr<float>()}, static_cast<int>(inputs)};
-}
-
-int64_t numbers(at::TensorList weights) {
-    int64_t sum = 0;
-    for (const Tensor& weight : weights) sum += weight.numel();
-    return sum;
 }
 
 // Calls work(Positions of the table's type); positions may be null.

@@ -53,6 +53,30 @@ struct ProposalWeights {
     int inputs;                // at most 16
 };
 
+// The MeRF field's grid and planes, in this order: xyz, xy, yz, xz.
+constexpr int MERF_GRIDS = 4;
+
+// Their features: [rows, 32] half each.
+struct MerfEncodings {
+    const __half* features[MERF_GRIDS];
+};
+
+// Where to gather them: positions [rows, 3] in [-bound, bound]^3, grids of at most eight levels and four features an entry.
+template <typename Value>
+struct MerfPositions {
+    const float* positions;
+    const Value* tables[MERF_GRIDS];
+    gridencoder::Grid grids[MERF_GRIDS];
+    float bound;
+};
+
+// An output x becomes limit tanh(x / limit), with one limit for the density and one for the others.
+struct MerfWeights {
+    const float* hidden;  // [64, 32]
+    const float* output;  // [8, 64]
+    float density_limit, feature_limit;
+};
+
 // What to learn from: the loss's gradient at the raw outputs, [rows, outputs] float, and what it is multiplied with (null: 1).
 struct Upstream {
     const float* gradient;
@@ -78,10 +102,24 @@ cudaError_t launch_proposal(Encoding given, ProposalWeights weights, Batch batch
 template <typename Value>
 cudaError_t launch_proposal(Positions<Value> given, ProposalWeights weights, Batch batch, __half* logit, cudaStream_t stream);
 
+// raw [rows, 8] = (log density, features' logits); rows that are not in use get zeros.
+cudaError_t launch_merf(MerfEncodings given, MerfWeights weights, Batch batch, __half* raw, cudaStream_t stream);
+
+template <typename Value>
+cudaError_t launch_merf(MerfPositions<Value> given, MerfWeights weights, Batch batch, __half* raw, cudaStream_t stream);
+
+// Log density alone, [rows].
+template <typename Value>
+cudaError_t launch_merf_density(MerfPositions<Value> given, MerfWeights weights, Batch batch, __half* logit, cudaStream_t stream);
+
 // of_encoding [rows, columns] half and, unless null, of_view [rows, 16] half (the gradient at the spherical harmonics) are written; of_weights float, the
 // matrices in the order of the weights one after the other, is added to.
 cudaError_t launch_ngp_backward(Encoding given, const float* directions, NGPWeights weights, Batch batch, Upstream upstream,
                                 __half* of_encoding, __half* of_view, float* of_weights, cudaStream_t stream);
+
+// of_encoding [rows, 32] half is that of each of the four.
+cudaError_t launch_merf_backward(MerfEncodings given, MerfWeights weights, Batch batch, Upstream upstream, __half* of_encoding, float* of_weights,
+                                 cudaStream_t stream);
 
 cudaError_t launch_proposal_backward(Encoding given, ProposalWeights weights, Batch batch, Upstream upstream, __half* of_encoding,
                                      float* of_weights, cudaStream_t stream);

@@ -1,39 +1,20 @@
 // The Instant-NGP field's gradients. A block takes 128 samples, 16 a warp: it runs the networks anew, keeps all activations in registers and goes
-// back through them. For the gradient of a matrix, which sums over samples, all warps put activations and gradients of its layer
-// into shared memory and each sums its own tiles of the matrix over the whole block's samples; sums stay in registers until the block has no more.
+// back through them (exchange.cuh).
 //
 // Reads 64 + 12 + 16 bytes a sample, writes 64: with 58 kFLOP and three passes over the matrices, about 15 us for 2^16 samples on an H100, where the
 // matrices' reads and the barriers between layers bind, not memory.
 #include "encode.cuh"
+#include "exchange.cuh"
 #include "launch.cuh"
 #include "ngp.cuh"
 
 namespace fusedfield {
 namespace {
 
-constexpr int ROWS = WARPS * TILE;  // a block's
-
-// Two of each, so that a layer's are written while others still read those of the layer before.
-struct Exchange {
-    __half gradient[2][ROWS * (WIDE + PAD)];
-    __half activation[2][ROWS * (WIDE + PAD)];
-};
-
 struct Block {
     alignas(16) __half matrices[Geometry::size + Colour::size];
-    alignas(16) Exchange exchange;
+    alignas(16) Exchange<WIDE> exchange;
 };
-
-// Puts this warp's rows of a layer where all warps see them and waits for the others'; then work(gradient, activation) of all.
-template <int OUT, int IN, typename Work>
-__device__ __forceinline__ void share(Exchange& exchange, int turn, const Rows<OUT>& gradient, const Rows<IN>& activation, const Work& work) {
-    __half* const down = exchange.gradient[turn % 2];
-    __half* const across = exchange.activation[turn % 2];
-    store_rows(gradient, down + warp() * TILE * (OUT + PAD), OUT + PAD);
-    store_rows(activation, across + warp() * TILE * (IN + PAD), IN + PAD);
-    __syncthreads();
-    work([&](Tile& tile, int m, int n) { tile.template add<ROWS>(down + m * TILE, OUT + PAD, across + n * TILE, IN + PAD); });
-}
 
 // The tiles of the matrices' gradients that this warp sums: those of the small matrices are shared out among the warps.
 struct Tiles {
@@ -72,17 +53,6 @@ __device__ __forceinline__ void read_upstream(const float* gradient, float scale
         density[h] = __low2half(scaled);  // of lanes q = 0
         colour.at[0][h] = lane() % 4 == 0 ? __halves2half2(__half{}, __high2half(scaled)) : scaled;
     }
-}
-
-template <int COLUMNS>
-__device__ __forceinline__ void write_rows(const Rows<COLUMNS>& rows, __half* to, int there) {
-#pragma unroll
-    for (int t = 0; t < COLUMNS / TILE; ++t)
-#pragma unroll
-        for (int k = 0; k < 4; ++k) {
-            const int row = lane_row() + k % 2 * 8;
-            if (row < there) *reinterpret_cast<__half2*>(to + row * COLUMNS + t * TILE + k / 2 * 8 + lane_column()) = rows.at[t][k];
-        }
 }
 
 __global__ void __launch_bounds__(THREADS) backward_kernel(Stored<ENCODED> source, const float* __restrict__ directions, NGPMatrices matrices, Batch batch,

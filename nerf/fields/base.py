@@ -166,6 +166,12 @@ def run_padded(layers, x, skip=0):
     return F.linear(x, F.pad(last.weight, (0, 0, 0, -last.out_features % GRANULE)))[:, : last.out_features]
 
 
+def add_gradients(weights, flat):
+    """Adds gradients that lie one after the other in a flat tensor to those of the weights."""
+    for weight, gradient in zip(weights, fusedfield.split_like(flat, weights), strict=True):
+        weight.grad = gradient if weight.grad is None else weight.grad.add_(gradient)
+
+
 def gradient_of(parameter):
     """The parameter's gradient, made of zeros where there is none yet."""
     if parameter.grad is None:

@@ -1,17 +1,20 @@
 """The MeRF field: a coarse 3-D grid and three fine planes, shaded once a ray (Reiser et al. 2023, MERF, arXiv 2302.12249)."""
 
+from functools import reduce
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+import fusedfield
 from freqencoder import FreqEncoder
-from gridencoder import GridEncoder
-from nerf.fields.base import Field, layer, network
+from gridencoder import GridEncoder, add_grid_encode_gradient, grid_encode_forward
+from nerf.fields.base import Field, add_gradients, gradient_of, layer, network
 
 COLOURS, SPECULAR = 3, 4  # composited along a ray: diffuse colour, features of what depends on the view
 CELLS, PLANE_CELLS = 256, 1024  # of the finest levels, a world unit of half side: 512 and 2048 in contracted space, the paper's sizes
 LEVELS, FEATURES = 8, 4  # of each encoding: half the reads of sixteen levels of two, as large
-DENSITY_LIMIT, FEATURE_LIMIT = 14.0, 7.0
+LIMITS = 14.0, 7.0  # of the density logit, and of the others
 PLANES = (slice(0, 2), slice(1, 3), slice(0, 3, 2))  # xy, yz, xz; slices, since a list of columns would be copied to the device each time
 DIFFUSE_START = -3.0  # logit: what depends on the view begins at 5 %, so that the diffuse colour explains what it can
 
@@ -41,7 +44,7 @@ class MeRFField(Field):
         self.planes = nn.ModuleList(self._grid(2, PLANE_CELLS) for _ in PLANES)
         self.hidden = layer(self.grid.output_size, 64)
         self.output = layer(64, self.channels)
-        limits = torch.tensor([DENSITY_LIMIT] + [FEATURE_LIMIT] * (self.channels - 1))
+        limits = torch.tensor([LIMITS[0]] + [LIMITS[1]] * (self.channels - 1))
         self.register_buffer("limits", limits, persistent=False)
         self.view = FreqEncoder(dimensions=3, degree=4)
         self.shader = network(COLOURS + SPECULAR + self.view.output_size, [16, 16], COLOURS, bias=True)
@@ -53,18 +56,54 @@ class MeRFField(Field):
 
     def forward(self, samples):
         """Samples -> raw [M, 8]: log density, three diffuse logits and four feature logits, all limited; directions have no part in it."""
-        return self._raw(samples.positions)
+        positions = samples.positions
+        if not self.runs_fused(positions.device):
+            return self._raw(positions)
+        if not torch.is_grad_enabled():
+            return fusedfield.merf_at(positions, *self._grids_arguments(), self._matrices(), LIMITS)
+        with self._precision(positions):
+            encodings = self._encode(positions)
+        return fusedfield.merf(encodings, self._matrices(), LIMITS)
 
     def density(self, positions):
         """Positions [K, 3] -> log density [K]."""
+        if self.runs_fused(positions.device) and not torch.is_grad_enabled():
+            return fusedfield.merf_density_at(positions, *self._grids_arguments(), self._matrices(), LIMITS)
         return self._raw(positions)[:, 0]
+
+    def learn(self, samples, gradient, count=None):
+        """As of Field. Fused, the pass with a graph needs no graph: the network runs once, on the way back."""
+        if not self.runs_fused(samples.positions.device) or samples.positions.requires_grad:
+            return super().learn(samples, gradient, count)
+        encoders, weights = self._encoders(), self._matrices()
+        with torch.no_grad():
+            coordinates = [at.contiguous() for at in self._coordinates(samples.positions)]
+            encodings = [grid_encode_forward(at, grid.half_table(), grid.offsets, grid.resolutions) for grid, at in zip(encoders, coordinates)]
+            of_encoding, of_weights = fusedfield.merf_backward(encodings, weights, LIMITS, count, gradient)
+            for grid, at in zip(encoders, coordinates):
+                add_grid_encode_gradient(gradient_of(grid.table), of_encoding, at, grid.offsets, grid.resolutions)
+            add_gradients(weights, of_weights)
+
+    def _encoders(self):
+        return [self.grid, *self.planes]
+
+    def _coordinates(self, positions):
+        unit = self._unit(positions)
+        return [unit, *(unit[:, columns] for columns in PLANES)]
+
+    def _encode(self, positions):
+        return [encoder(at) for encoder, at in zip(self._encoders(), self._coordinates(positions))]
+
+    def _grids_arguments(self):
+        encoders = self._encoders()
+        return [grid.half_table() for grid in encoders], [grid.offsets for grid in encoders], [grid.resolutions for grid in encoders], self.bound
+
+    def _matrices(self):
+        return [self.hidden.weight, self.output.weight]
 
     def _raw(self, positions):
         with self._precision(positions):
-            unit = self._unit(positions)
-            encoding = self.grid(unit)
-            for plane, columns in zip(self.planes, PLANES):
-                encoding = encoding + plane(unit[:, columns])
+            encoding = reduce(torch.add, self._encode(positions))
             hidden = torch.relu_(self.hidden(encoding))
             raw = torch.tanh(F.linear(hidden, self.output.weight / self.limits[:, None]))  # divides a small matrix in place of M rows
             return raw * self.limits.to(raw.dtype)

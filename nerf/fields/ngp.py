@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 import fusedfield
 from gridencoder import GridEncoder, add_grid_encode_gradient, grid_encode_forward
-from nerf.fields.base import GRANULE, Field, gradient_of, matrices, network, run_padded
+from nerf.fields.base import GRANULE, Field, add_gradients, gradient_of, matrices, network, run_padded
 from shencoder import SHEncoder
 
 FEATURES = 15  # of the geometry network, handed to the colour network beside the density logit
@@ -87,8 +87,7 @@ class NGPField(Field):
             encoding = grid_encode_forward(unit, table, offsets, resolutions)
             of_encoding, of_weights, _ = fusedfield.ngp_backward(encoding, directions, weights, count, gradient)
             add_grid_encode_gradient(gradient_of(self.grid.table), of_encoding, unit, offsets, resolutions)
-            for weight, of_weight in zip(weights, fusedfield.split_like(of_weights, weights), strict=True):
-                weight.grad = of_weight if weight.grad is None else weight.grad.add_(of_weight)
+            add_gradients(weights, of_weights)
 
     def render_rays(self, rays, bitfield, march, T_thresh):
         """As of Field."""
