@@ -8,6 +8,7 @@ import gridencoder
 from .cases import CORNERS, FEATURES, HALF, LEVELS, case, finest_resolution
 
 PROPOSAL_LEVELS, PROPOSAL_FINEST, PROPOSAL_TABLE = 5, 128, 17
+MERF_FINEST, PLANES_FINEST, MERF_LEVELS, MERF_FEATURES = 512, 2048, 8, 4
 NGP_SHAPES = ((64, 32), (64, 64), (16, 64), (32, 31), (32, 32), (3, 32))
 
 
@@ -17,6 +18,7 @@ def fused_cases(work, log2_table_size):
     if not fusedfield.available(device):
         return
     yield from ngp_cases(work, log2_table_size, random_weights(NGP_SHAPES, device))
+    yield from merf_cases(work, log2_table_size, random_weights(((64, 32), (8, 64)), device))
     yield from proposal_cases(work, random_weights(((16, 2 * PROPOSAL_LEVELS), (1, 16)), device))
 
 
@@ -35,6 +37,27 @@ def ngp_cases(work, log2_table_size, weights):
     yield case(
         fusedfield, "NGP, networks' gradient", lambda: fusedfield.ngp_backward(encoding, directions, weights, None, gradient),
         28 * samples + 2 * columns, "28 M + 4 L F M",
+    )  # fmt: skip
+
+
+def merf_cases(work, log2_table_size, weights):
+    """The MeRF field, but for its shader."""
+    samples, device, limits, bound = len(work.t), work.t.device, (14.0, 7.0), work.march["bound"]
+    layouts = {"levels": MERF_LEVELS, "features": MERF_FEATURES, "log2_table_size": log2_table_size}
+    finest = ((3, MERF_FINEST), *[(2, PLANES_FINEST)] * 3)
+    encoders = [gridencoder.GridEncoder(dimensions, finest_resolution=cells, **layouts).to(device) for dimensions, cells in finest]
+    tables, layout = [encoder.table.detach().half() for encoder in encoders], ([encoder.offsets for encoder in encoders], [encoder.resolutions for encoder in encoders])
+    entries, columns = 2 * sum(table.numel() for table in tables), samples * MERF_LEVELS * MERF_FEATURES * HALF
+    at = work.positions, tables, *layout, bound, weights, limits
+    yield case(
+        fusedfield, "MeRF, grid, planes and network", lambda: fusedfield.merf_at(*at), 28 * samples + entries, "28 M + 2 F E", (CORNERS + 3 * CORNERS // 2) * columns
+    )
+    encodings = [gridencoder.grid_encode_forward(place, *grid) for place, *grid in zip(fusedfield.reference.merf_coordinates(work.positions, bound), tables, *layout, strict=True)]
+    yield case(fusedfield, "MeRF, network", lambda: fusedfield.merf(encodings, weights, limits), 16 * samples + 4 * columns, "16 M + 8 L F M")
+    gradient = torch.randn(samples, 8, device=device)
+    yield case(
+        fusedfield, "MeRF, network's gradient", lambda: fusedfield.merf_backward(encodings, weights, limits, None, gradient),
+        32 * samples + 5 * columns, "32 M + 10 L F M",
     )  # fmt: skip
 
 
