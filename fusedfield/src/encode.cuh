@@ -11,6 +11,24 @@ namespace fusedfield {
 
 constexpr int FEATURES = 2;  // an entry
 
+template <typename Value>
+struct alignas(2 * sizeof(Value)) Pair {
+    Value first, second;
+};
+
+// Adds the pair of features at a position, interpolated. Of a level's entries, which have PAIRS pairs each, `entries` points to the first one's.
+template <int D, int PAIRS, typename Value>
+__device__ __forceinline__ void interpolate(const float* position, const gridencoder::Level& level, gridencoder::Options options, const Pair<Value>* entries, float* sums) {
+    const gridencoder::Corners<D, float> corners(position, level, options);
+#pragma unroll
+    for (int corner = 0; corner < (1 << D); ++corner) {
+        const Pair<Value> pair = entries[PAIRS * corners.index(corner, level)];
+        const float weight = corners.weight(corner);
+        sums[0] += weight * static_cast<float>(pair.first);
+        sums[1] += weight * static_cast<float>(pair.second);
+    }
+}
+
 // Features that are there: [rows, columns] half, columns even; beyond them zeros up to COLUMNS.
 template <int COLUMNS>
 struct Stored {  // `read`: of M tiles of rows from `first` on, `left` rows are in use
@@ -74,27 +92,14 @@ struct Gathered {
 #pragma unroll
             for (int r = 0; r < 2 * M; ++r) {
                 float sums[FEATURES] = {};
-                if (there && inside[r]) gridencoder::with_known_index(level, [&](const gridencoder::Level& known) { interpolate(unit[r], known, sums); });
+                if (there && inside[r])
+                    gridencoder::with_known_index(level, [&](const gridencoder::Level& known) {
+                        interpolate<3, 1>(unit[r], known, given.grid.options, reinterpret_cast<const Pair<Value>*>(given.table) + known.offset, sums);
+                    });
                 rows[r / 2].at[i / 2][i % 2 * 2 + r % 2] = __floats2half2_rn(sums[0], sums[1]);
             }
         }
     }
-
-    __device__ __forceinline__ void interpolate(const float* position, const gridencoder::Level& level, float* sums) const {
-        const gridencoder::Corners<3, float> corners(position, level, given.grid.options);
-        const Pair* const table = reinterpret_cast<const Pair*>(given.table) + level.offset;
-#pragma unroll
-        for (int corner = 0; corner < 8; ++corner) {
-            const Pair pair = table[corners.index(corner, level)];
-            const float weight = corners.weight(corner);
-            sums[0] += weight * static_cast<float>(pair.first);
-            sums[1] += weight * static_cast<float>(pair.second);
-        }
-    }
-
-    struct alignas(2 * sizeof(Value)) Pair {
-        Value first, second;
-    };
 };
 
 }  // namespace fusedfield

@@ -1,15 +1,11 @@
 // The MeRF network's inputs in registers: the sums of a grid's and three planes' features, of 16 rows a tile, read from memory or gathered here and now.
 #pragma once
 
-#include <cuda_fp16.h>
-
-#include "../../gridencoder/src/gridencoder_math.h"
-#include "fusedfield_cuda.h"
-#include "tile.cuh"
+#include "encode.cuh"
 
 namespace fusedfield {
 
-constexpr int ENCODED = 32, MERF_LEVELS = 8, MERF_FEATURES = 4;
+constexpr int ENCODED = 32, MERF_LEVELS = 8, PAIRS = 2;  // of features, an entry
 
 // Features that are there.
 struct StoredSum {
@@ -90,21 +86,10 @@ struct GatheredSum {
     __device__ __forceinline__ void add(const gridencoder::Level& level, int g, const float* position, float* sums) const {
         if (level.entries == 0 || !gridencoder::inside_unit_cube<D>(position)) return;
         gridencoder::with_known_index(level, [&](const gridencoder::Level& known) {
-            const gridencoder::Corners<D, float> corners(position, known, given.grids[g].options);
-            const Pair* const table = reinterpret_cast<const Pair*>(given.tables[g]) + 2 * known.offset + lane() % 2;
-#pragma unroll
-            for (int corner = 0; corner < (1 << D); ++corner) {
-                const Pair pair = table[2 * corners.index(corner, known)];
-                const float weight = corners.weight(corner);
-                sums[0] += weight * static_cast<float>(pair.first);
-                sums[1] += weight * static_cast<float>(pair.second);
-            }
+            const Pair<Value>* const entries = reinterpret_cast<const Pair<Value>*>(given.tables[g]) + PAIRS * known.offset + lane() % PAIRS;
+            interpolate<D, PAIRS>(position, known, given.grids[g].options, entries, sums);
         });
     }
-
-    struct alignas(2 * sizeof(Value)) Pair {
-        Value first, second;
-    };
 };
 
 }  // namespace fusedfield
