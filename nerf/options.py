@@ -74,7 +74,7 @@ class Options:
     scale: float = _scene(-1.0, "multiply camera positions by this; -1 = automatic")
     offset: tuple[float, float, float] = _scene((0.0, 0.0, 0.0), "add this to camera positions, after scaling")
     enable_cam_near_far: bool = _scene(False, "take each photo's near and far from the sparse points it sees")
-    enable_cam_center: bool = _scene(False, "centre the scene on the mean camera rather than the mean sparse point")
+    enable_cam_center: bool = _scene(False, "centre the scene on the mean camera rather than the mean sparse point; --backbone merf with a preset implies it")
     camera_traj: str = _scene("interp", "path of the video's camera", choices=("interp", "circle", "ellipse", "spiral"))
     camera_path: str = _scene("", "file with the path of the video's camera, in nerfstudio's JSON", metavar="FILE", automatic="none")
     vis_pose: bool = _scene(False, "write a page and a picture of the cameras and sparse points")
@@ -231,8 +231,14 @@ def _parser():
 
 
 def _implied(given):
-    """What the preset among the given flags adds to them. Contraction has no cells that no camera sees, so it takes back mark_untrained."""
+    """What the preset among the given flags adds to them.
+
+    Contraction has no cells that no camera sees, so it takes back mark_untrained. MeRF's finest cells are coarser than those of the others: with
+    it a preset centres on the cameras, which fit the unit ball best from there, so that the scene is as large as can be.
+    """
     preset = next((values for name, values in PRESETS.items() if given.get(name)), {})
+    if preset and given.get("backbone") == "merf":
+        preset = {**preset, "enable_cam_center": True}
     implied = {name: value for name, value in preset.items() if name not in given}
     if given.get("contract"):
         implied.pop("mark_untrained", None)

@@ -96,6 +96,14 @@ def test_contraction_takes_back_the_implied_mark_untrained():
     assert parse("scene -O --no-contract").mark_untrained
 
 
+def test_merf_with_a_preset_centres_on_the_cameras():
+    options = parse("scene -O2 --backbone merf")
+    assert options.enable_cam_center and "enable_cam_center" in options.implied
+    assert parse("scene -O --backbone merf").enable_cam_center
+    for line in ("scene --backbone merf", "scene -O2 --backbone merf --no-enable_cam_center", "scene -O2"):
+        assert not parse(line).enable_cam_center
+
+
 @pytest.mark.parametrize("value", ["-1", "-0.5", "-1e-3", "-.5e+1"])
 def test_negative_numbers_are_values(value):
     assert parse(f"scene --offset {value} 0 2").offset == (float(value), 0.0, 2.0)
