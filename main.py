@@ -5,7 +5,7 @@ import sys
 import torch
 
 from nerf import checkpoint, workspace
-from nerf.errors import UserError
+from nerf.errors import UserError, memory_that_ran_out
 from nerf.options import (
     options_table,
     parse_options,
@@ -25,6 +25,16 @@ def main():
         return run(parse_options())
     except UserError as error:
         print(f"main.py: {error}", file=sys.stderr)
+        return 1
+    except Exception as error:
+        if not (memory := memory_that_ran_out(error)):
+            raise
+        detail = str(error).partition("\n")[0]
+        print(
+            f"main.py: the memory of {memory} ran out{f' ({detail})' if detail else ''}; try a smaller --num_points, --log2_table_size or "
+            "--mcubes_reso, a larger --downscale, or --image_cache disk. What was saved stays as it is.",
+            file=sys.stderr,
+        )
         return 1
     except KeyboardInterrupt:
         print("main.py: interrupted; the last checkpoint stays as it is.", file=sys.stderr)

@@ -45,6 +45,8 @@ def main():
                 continue
             rows.append(row(measured, size, work, ceiling, arguments, device))
             print(f"  2^{size} {measured.name}: {rows[-1]['ms']:.4f} ms, {rows[-1]['gb_per_s']:.3g} GB/s", flush=True)
+    if not rows:
+        raise SystemExit(f"bench_kernels.py: --only {arguments.only}: no kernel has that in its name; without --only all are measured and named.")
     report = {"device": device_name(device), "torch": torch.__version__, "date": date.today().isoformat(), "copy_gb_per_s": ceiling,
               "scene": Path(arguments.scene).name if arguments.scene else None, "trainer": arguments.trainer,
               "log2_table_size": arguments.log2_table_size, "runs": arguments.runs, "rows": rows}  # fmt: skip

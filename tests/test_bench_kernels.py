@@ -78,6 +78,9 @@ def test_tables_and_json(tmp_path, monkeypatch, capsys):
         assert row["of_copy"] == pytest.approx(row["bytes"] / row["ms"] * 1e-6 / report["copy_gb_per_s"])
     markdown = (tmp_path / "out" / "kernels.md").read_text()
     assert markdown.count("| 2^6 |") == len(report["rows"]) / 2 and markdown in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["bench_kernels.py", *small, "--only", "no such kernel"])
+    with pytest.raises(SystemExit, match="no such kernel"):
+        bench_kernels.main()
 
 
 def test_samples_of_a_trained_scene(demo_scene):

@@ -17,6 +17,7 @@ import torch
 import main
 from conftest import DEVICES, ROOT
 from nerf import checkpoint
+from nerf.errors import memory_that_ran_out
 
 SMALL = ["-O", "--device", "cpu", "--num_points", "1024", "--grid_size", "16", "--log2_table_size", "11", "--max_steps", "64", "--bound", "2"]
 
@@ -92,6 +93,25 @@ def test_poses_that_are_not_numbers(fails, broken):
 def test_workspace_that_cannot_be_written(fails, demo_scene, tmp_path):
     (tmp_path / "file").write_text("in the way")
     assert str(tmp_path / "file") in fails(demo_scene, *SMALL, "--workspace", tmp_path / "file" / "run")
+
+
+def test_memory_that_runs_out(demo_scene, tmp_path):
+    limited = f"ulimit -v {8 * 2**20} && exec {sys.executable} {ROOT / 'main.py'} {demo_scene} {' '.join(SMALL)} --workspace {tmp_path} --num_points {2**26}"
+    done = subprocess.run(["bash", "-c", limited], check=False, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("main.py: the memory of this machine ran out") and "--num_points" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "memory"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB."), "the GPU"),
+        (MemoryError(), "this machine"),
+        (RuntimeError("size mismatch"), None),
+    ],
+)
+def test_what_says_that_memory_ran_out(error, memory):
+    assert memory_that_ran_out(error) == memory
 
 
 def test_flags_that_contradict_each_other(fails, demo_scene):
