@@ -138,7 +138,7 @@ class Options:
     env_reso: int | None = _export(None, "cells a side of each outer cascade; 0 = the inner cube alone", low=0, high=4096, sizes=(256, 64))
     clean_min_f: int = _export(8, "drop pieces of the mesh with fewer faces", low=0)
     clean_min_d: float = _export(5.0, "drop pieces of the mesh smaller than this many per cent of it", low=0, high=100)
-    decimate_target: int = _export(300_000, "merge faces down to this many; 0 = keep all", low=0)
+    decimate_target: int = _export(1_000_000, "merge faces down to this many; 0 = keep all", low=0)
     mesh_texture: int = _export(0, "longer side of the mesh's texture in pixels (needs xatlas); 0 = colours a vertex", low=0, high=8192)
     mesh_visibility_culling: bool = _export(False, "drop the faces that no two training cameras see")
     export_points: int = _export(0, "with --test, make a point cloud of at most this many points; 0 = none", low=0, high=2**28)

@@ -20,10 +20,10 @@ from conftest import advance
 from nerf.errors import UserError
 from nerf.exports import make_exports
 from nerf.mesh import export_mesh
-from nerf.mesh_parts import raster
+from nerf.mesh_parts import raster, simplify
 from nerf.mesh_parts.level import FAINTEST, otsu
 from nerf.mesh_parts.raster import Pinhole, rasterise
-from nerf.mesh_parts.simplify import clean, joined
+from nerf.mesh_parts.simplify import clean, decimate, joined
 from nerf.mesh_parts.space import Space, uncontract
 from nerf.mesh_parts.surface import Mesh, Region, extract
 from nerf.mesh_parts.visibility import pinhole, seen_faces
@@ -211,6 +211,18 @@ def test_decimation(tmp_path, monkeypatch, capsys):
     assert 900 <= len(mesh.faces) <= 1000
     shape = trimesh.Trimesh(*mesh, process=False)
     assert shape.is_watertight and chamfer(shape.sample(4000), CENTRE + RADIUS * trimesh.creation.icosphere(5).vertices) < 0.012
+
+
+def test_a_large_mesh_is_decimated_slab_by_slab(monkeypatch):
+    pytest.importorskip("fast_simplification", reason="fast-simplification is not installed")
+    ball = trimesh.creation.icosphere(5, RADIUS)
+    monkeypatch.setattr(simplify, "AT_ONCE", 5000)
+    mesh = decimate(Mesh(np.float32(ball.vertices), ball.faces), 2000, len(ball.faces))
+    shape = trimesh.Trimesh(*mesh, process=False)
+    assert 1900 <= len(mesh.faces) <= 2000 and shape.is_watertight
+    assert np.abs(np.linalg.norm(mesh.vertices, axis=1) - RADIUS).max() < 0.01 * RADIUS
+    slabs = simplify._reduced_by_slabs(Mesh(np.float32(ball.vertices), ball.faces), 5000)
+    assert 4500 <= len(slabs.faces) <= 5000 and trimesh.Trimesh(*slabs, process=False).is_watertight
 
 
 def test_without_the_library_nothing_is_decimated(tmp_path, monkeypatch):

@@ -6,6 +6,8 @@ from scipy.sparse.csgraph import connected_components
 
 from nerf.mesh_parts.surface import Mesh, used
 
+AT_ONCE = 4_000_000  # faces that are merged together: each takes some 280 bytes until it is
+
 
 def clean(mesh, fewest, share):
     """The mesh without its small pieces.
@@ -33,20 +35,40 @@ def clean(mesh, fewest, share):
 def decimate(mesh, target, total):
     """The mesh with at most its share of faces, by the quadric error of merged edges (Garland and Heckbert 1997).
 
+    A mesh of more than AT_ONCE faces is brought down to so many slab by slab, with the borders between slabs as they are, and then as a whole.
+
     Args:
         mesh: Mesh, one of several; target: faces that all together may have; total: faces that they have.
     Raises:
         ImportError: fast_simplification is not installed.
     """
-    from fast_simplification import simplify
-
     share = round(target * len(mesh.faces) / total)
     if share >= len(mesh.faces):
         return mesh
-    vertices, faces = simplify(mesh.vertices, mesh.faces.astype(np.int32), target_count=share)
+    if len(mesh.faces) > AT_ONCE > share:
+        mesh = _reduced_by_slabs(mesh, AT_ONCE)
+    return _reduced(mesh, share)
+
+
+def _reduced(mesh, count, preserve_border=False):
+    from fast_simplification import simplify
+
+    vertices, faces = simplify(mesh.vertices, mesh.faces.astype(np.int32), target_count=count, preserve_border=preserve_border)
     faces = faces.astype(np.int64)
     flat = (faces[:, 0] == faces[:, 1]) | (faces[:, 1] == faces[:, 2]) | (faces[:, 2] == faces[:, 0])
     return Mesh(*used(vertices.astype(np.float32), faces[~flat]))
+
+
+def _reduced_by_slabs(mesh, count):
+    """The mesh with about `count` faces; slabs of AT_ONCE faces lie side by side along its longest axis."""
+    place = mesh.vertices[mesh.faces[:, 0], np.argmax(np.ptp(mesh.vertices, axis=0))]
+    slabs = np.array_split(np.argsort(place), -(-len(place) // AT_ONCE))
+    share = count / len(mesh.faces)
+    parts = [_reduced(Mesh(*used(mesh.vertices, mesh.faces[slab])), round(share * len(slab)), preserve_border=True) for slab in slabs]
+    vertices, faces = joined(parts)
+    rows = np.ascontiguousarray(vertices).view([("", np.float32)] * 3)[:, 0]  # the vertices between two slabs are there twice, equal to the last bit
+    _, first, number = np.unique(rows, return_index=True, return_inverse=True)
+    return Mesh(vertices[first], number[faces])
 
 
 def joined(meshes):
