@@ -18,7 +18,7 @@ from test_viewer_browser import CHROMIUM, CHROMIUM_FLAGS
 SCRIPT = ROOT / "scripts" / "report.py"
 sys.path.insert(0, str(SCRIPT.parent))
 from run_report.runs import Run, SceneRuns
-from run_report.tables import against, scenes_table
+from run_report.tables import against, claims_table, scenes_table
 
 VIEWS = [f"photo{index}.jpg" for index in range(5)]
 
@@ -111,6 +111,8 @@ def test_how_a_run_stands_against_another():
     assert back["seconds_to_equal"] is None and back["speedup"] is None and back["memory"] is None
     assert set(against(made_run([]), reference).values()) == {None}
     assert against(reference, reference)["speedup"] == pytest.approx(1.0)
+    nearly = made_run([(10, 20.0)], peak_memory_mib=1001.0, memory_before_mib=200.0)
+    assert claims_table(SceneRuns("demo", [reference, nearly]))[1][-2:] == ["0%", "0%"]  # not -0%
 
 
 def test_several_scenes_have_one_table(tmp_path):

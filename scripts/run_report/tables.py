@@ -66,7 +66,7 @@ def claims_table(scene):
         missing = "not reached" if len(run.curve("training_time", "psnr")) else "-"
         reached = [text(found["seconds_to_equal"], ".1f", missing), text(found["speedup"], ".2f")]
         gained = [text(gain, "+.2f") for gain in found["gain_db"] or [None] * len(SHARES)]
-        rows.append([run.label, *reached, *gained, text(found["memory"], ".0%"), text(found["training_memory"], ".0%")])
+        rows.append([run.label, *reached, *gained, text(found["memory"], "z.0%"), text(found["training_memory"], "z.0%")])
     return rows
 
 
