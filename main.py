@@ -5,7 +5,8 @@ import sys
 import torch
 
 from nerf import checkpoint, workspace
-from nerf.errors import UserError, memory_that_ran_out
+from nerf.errors import UserError
+from nerf.memory import memory_that_ran_out
 from nerf.options import (
     options_table,
     parse_options,

@@ -17,7 +17,7 @@ import torch
 import main
 from conftest import DEVICES, ROOT
 from nerf import checkpoint
-from nerf.errors import memory_that_ran_out
+from nerf.memory import memory_that_ran_out
 
 SMALL = ["-O", "--device", "cpu", "--num_points", "1024", "--grid_size", "16", "--log2_table_size", "11", "--max_steps", "64", "--bound", "2"]
 
