@@ -113,9 +113,9 @@ def load_checkpoint(path, device):
 
 
 def check_signature(saved, own, path):
-    """Raise UserError unless the network saved in `path` is our own, naming the first entry that differs, both values and the flag.
+    """Raise UserError unless the network saved in `path` and its scene's place are our own, naming the first entry that differs, both values and the flag.
 
-    saved, own: entry -> plain value for all that shapes the network; an entry named as an option is that option's value.
+    saved, own: entry -> plain value for all that shapes the network or places the scene; an entry named as an option is that option's value.
     """
     flags = {entry.name for entry in flag_fields(Options)}
     for name in [*own, *(name for name in saved if name not in own)]:
@@ -124,7 +124,7 @@ def check_signature(saved, own, path):
             continue
         there, here = (value_text(entries[name]) if name in entries else "absent" for entries in (saved, own))
         remedy = f"give {_flag_text(name, theirs)}, or" if name in flags and theirs is not None else "give"
-        raise UserError(f"checkpoint {path} is of another network: {name} is {there} there and {here} here; {remedy} --ckpt scratch.")
+        raise UserError(f"checkpoint {path} is of another network or a scene placed otherwise: {name} is {there} there and {here} here; {remedy} --ckpt scratch.")
 
 
 def _latest(workspace, note):

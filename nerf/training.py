@@ -27,6 +27,7 @@ EMA_INTERVAL = 16  # steps between updates of the mean weights and of the learni
 LOG_INTERVAL = 128  # steps between entries in the scalar log
 SNAPSHOT_INTERVAL = 1024  # steps between copies of the state that a non-finite loss falls back to
 MOST_RESTORES = 3
+PLACEMENT = ("enable_cam_center", "scale", "offset")  # options by which a scene gets its place in the world, and a field its meaning
 
 
 class Trainer:
@@ -239,10 +240,14 @@ class Trainer:
 
     # ---- state
 
+    def signature(self):
+        """What a checkpoint must agree on: the network, and where the scene lies in the world."""
+        return {**self.model.signature(), **{name: getattr(self.options, name) for name in PLACEMENT}}
+
     def state_dict(self):
         """Everything that a resumed run needs: tensors and plain types only."""
         return {
-            "signature": self.model.signature(), "step": self.step.steps, "training_time": self.clock.seconds, "best_psnr": self.best_psnr,
+            "signature": self.signature(), "step": self.step.steps, "training_time": self.clock.seconds, "best_psnr": self.best_psnr,
             "field": self.model.field.state_dict(), "sampler": self.model.sampler.state_dict(), "ema": self.ema.state_dict(),
             "training": self.step.state_dict(), "scheduler": self.scheduler.state_dict(),
         }  # fmt: skip
@@ -260,10 +265,10 @@ class Trainer:
         """Takes the state of a checkpoint.
 
         Raises:
-            UserError: the file cannot be read, or is of another network.
+            UserError: the file cannot be read, or is of another network or a scene placed otherwise.
         """
         state = checkpoint.load_checkpoint(path, self.device)
-        checkpoint.check_signature(state["signature"], self.model.signature(), path)
+        checkpoint.check_signature(state["signature"], self.signature(), path)
         self.load_state_dict(state)
         self.clock = TrainingClock(self.device, state["training_time"])
         self._last_read = (self.step.steps, self.clock.seconds)

@@ -215,7 +215,7 @@ def test_signatures():
     ]:
         with pytest.raises(UserError) as caught:
             check_signature({**own, **change}, own, "a.pth")
-        assert said in str(caught.value) and str(caught.value).startswith("checkpoint a.pth is of another network: ")
+        assert said in str(caught.value) and str(caught.value).startswith("checkpoint a.pth is of another network or a scene placed otherwise: ")
 
 
 def test_a_failed_save_leaves_the_old_one_and_no_rubbish(tmp_path, monkeypatch):

@@ -141,6 +141,8 @@ def test_checkpoints_that_do_not_fit(fails, monkeypatch, capsys, demo_scene, tmp
     before = sorted(path.name for path in (tmp_path / "run").rglob("*"))
     error = fails(*argv, "--log2_table_size", "12", "--iters", "16")
     assert "another network" in error and "--log2_table_size 11" in error
+    assert "give --no-enable_cam_center, or" in fails(*argv, "--enable_cam_center", "--iters", "16")
+    assert "give --offset 0 0 0, or" in fails(*argv, "--offset", "0.1", "0", "0", "--iters", "16")
     assert sorted(path.name for path in (tmp_path / "run").rglob("*")) == before
     (tmp_path / "not.pth").write_bytes(b"no checkpoint")
     assert "not.pth" in fails(*argv, "--ckpt", tmp_path / "not.pth")

@@ -223,6 +223,8 @@ def test_a_large_mesh_is_decimated_slab_by_slab(monkeypatch):
     assert np.abs(np.linalg.norm(mesh.vertices, axis=1) - RADIUS).max() < 0.01 * RADIUS
     slabs = simplify._reduced_by_slabs(Mesh(np.float32(ball.vertices), ball.faces), 5000)
     assert 4500 <= len(slabs.faces) <= 5000 and trimesh.Trimesh(*slabs, process=False).is_watertight
+    monkeypatch.setattr(simplify, "AT_ONCE", 5003)  # five slabs of 1,000 faces each: fewer than the 5,002 that may be kept
+    assert len(decimate(Mesh(np.float32(ball.vertices), ball.faces), 5002, len(ball.faces)).faces) == 5000
 
 
 def test_without_the_library_nothing_is_decimated(tmp_path, monkeypatch):

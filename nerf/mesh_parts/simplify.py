@@ -47,7 +47,7 @@ def decimate(mesh, target, total):
         return mesh
     if len(mesh.faces) > AT_ONCE > share:
         mesh = _reduced_by_slabs(mesh, AT_ONCE)
-    return _reduced(mesh, share)
+    return _reduced(mesh, min(share, len(mesh.faces)))
 
 
 def _reduced(mesh, count, preserve_border=False):
