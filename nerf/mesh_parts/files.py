@@ -16,6 +16,8 @@ from nerf.mesh_parts.surface import Mesh
 UPRIGHT = np.array([[1, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0], [0, 0, 0, 1.0]])  # z up to y up, which glTF prescribes
 WHITE, BLACK = [255, 255, 255, 255], [0, 0, 0, 255]
 TEXTURE_FILES = ("mesh.mtl", "texture.png")
+MATT = {"metallicFactor": 0.0, "roughnessFactor": 1.0}  # glTF's own default is metal, which is black where nothing is reflected
+UNLIT = "KHR_materials_unlit"  # the colours are those of photos, with the scene's own light in them
 
 
 def write_mesh(folder, mesh, normals, colours):
@@ -54,7 +56,7 @@ def write_textured(folder, mesh, normals, layout, picture):
     text, beside = export_obj(shown, include_normals=True, return_texture=True, mtl_name="mesh.mtl")
     for name, content in (*beside.items(), ("mesh.obj", text.encode())):
         write_file(folder / name, content)
-    shown.visual.material = PBRMaterial(baseColorTexture=image, metallicFactor=0.0, roughnessFactor=1.0)
+    shown.visual.material = PBRMaterial(baseColorTexture=image, **MATT)
     write_file(folder / "mesh.glb", _glb(shown))
 
 
@@ -92,7 +94,17 @@ def _trimesh(mesh, normals, **colours):
 def _glb(shown):
     upright = trimesh.Scene()
     upright.add_geometry(shown, geom_name="mesh", node_name="mesh", transform=UPRIGHT)
-    return upright.export(file_type="glb", include_normals=True)
+    return upright.export(file_type="glb", include_normals=True, tree_postprocessor=_need_no_light)
+
+
+def _need_no_light(tree):
+    """Makes the materials of a glTF tree unlit, matt where a program does not know that; gives one to what has none."""
+    for material in tree.setdefault("materials", [{"pbrMetallicRoughness": MATT}]):
+        material["extensions"] = {UNLIT: {}}
+    for mesh in tree["meshes"]:
+        for primitive in mesh["primitives"]:
+            primitive.setdefault("material", 0)
+    tree["extensionsUsed"] = [*tree.get("extensionsUsed", ()), UNLIT]
 
 
 def _bytes(colours):
