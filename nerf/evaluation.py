@@ -3,6 +3,7 @@
 import json
 import re
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -74,14 +75,16 @@ def evaluate(render, scene, indices, folder=None, report=None, pictures=None):
         report(missing)
     images, rows = [], []
     shown = set(np.linspace(0, len(indices) - 1, min(len(indices), SHEET_ROWS)).round().astype(int).tolist())
-    for place, index in enumerate(indices):
-        numbers, panels = _evaluate_view(render, scene, index, measures, drawn=folder is not None and (pictures is None or place < pictures))
-        images.append({"name": scene.names[index], "file": files[index], **numbers})
-        for kind, panel in panels.items():
-            write_png(Path(folder) / f"{files[index]}_{kind}.png", panel)
-        if panels and pictures is None and place in shown:
-            rows.append((f"{scene.names[index]}, {_written(numbers['psnr'], '.2f')} dB", [thumbnail(panels[kind]) for kind in SHEET]))
-        progress.update(len(images), f", PSNR {_written(_mean(images, 'psnr'), '.2f')} so far")
+    with ThreadPoolExecutor(len(SHEET)) as painters:  # a view's pictures side by side, but never while one renders, since that is timed
+        for place, index in enumerate(indices):
+            numbers, paintings = _evaluate_view(render, scene, index, measures)
+            images.append({"name": scene.names[index], "file": files[index], **numbers})
+            if folder is not None and (pictures is None or place < pictures):
+                paths = [Path(folder) / f"{files[index]}_{kind}.png" for kind in SHEET]
+                panels = list(painters.map(_paint, [paintings[kind] for kind in SHEET], paths))
+                if pictures is None and place in shown:
+                    rows.append((f"{scene.names[index]}, {_written(numbers['psnr'], '.2f')} dB", [thumbnail(panel) for panel in panels]))
+            progress.update(len(images), f", PSNR {_written(_mean(images, 'psnr'), '.2f')} so far")
     result = {
         "protocol": protocol(indices, len(scene.names)),
         "count": len(images),
@@ -144,8 +147,8 @@ def file_names(names):
     return files
 
 
-def _evaluate_view(render, scene, index, measures, drawn):
-    """The numbers of a view, and its pictures by kind (none unless `drawn`)."""
+def _evaluate_view(render, scene, index, measures):
+    """The numbers of a view, and by kind of picture a function that makes it."""
     started = time.perf_counter()
     rendered = render(scene.cameras, index)
     seconds = time.perf_counter() - started
@@ -159,13 +162,20 @@ def _evaluate_view(render, scene, index, measures, drawn):
     judged = torch.where(allowed[..., None], prediction, target)
     pairs = dict.fromkeys(measures, (judged, target)) | {"psnr": (prediction[allowed], target[allowed])}
     numbers = {name: None if wrong.any() or name not in measures else _number(measures[name](*pairs[name])) for name in MEASURES}
-    panels = {}
-    if drawn:
-        panels = {
-            "photo": photo, "rgb": prediction.cpu().numpy(), "error": error_picture(judged.masked_fill(wrong[..., None], torch.nan).cpu(), photo),
-            "depth": depth_picture(rendered.depth, rendered.opacity),
-        }  # fmt: skip
-    return {**numbers, "seconds": seconds, "non_finite": int(wrong.sum())}, panels
+    paintings = {
+        "photo": lambda: photo,
+        "rgb": lambda: prediction.cpu().numpy(),
+        "error": lambda: error_picture(judged.masked_fill(wrong[..., None], torch.nan).cpu(), photo),
+        "depth": lambda: depth_picture(rendered.depth, rendered.opacity),
+    }
+    return {**numbers, "seconds": seconds, "non_finite": int(wrong.sum())}, paintings
+
+
+def _paint(painting, path):
+    """Makes a picture and writes it; returns it."""
+    picture = painting()
+    write_png(path, picture)
+    return picture
 
 
 def _chosen(indices, total):
