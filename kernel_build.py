@@ -33,6 +33,7 @@ NATIVE = ["-march=native"]
 PORTABLE = ["-march=x86-64-v3"] if platform.machine() == "x86_64" else []
 PORTABLE_NEEDS = {"avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe"}
 CUDA_FOLDERS = ["/usr/local/cuda/bin"]
+SOURCES = {".cpp", ".cu", ".cuh", ".h"}  # other files in src/ belong to an editor
 warned = set()  # the warnings that were given: what holds for the machine is said once, not by each package
 
 
@@ -58,7 +59,7 @@ def load_kernels(name, folder):
     """
     try:
         if not load_prebuilt(folder):
-            torch.ops.load_library(str(compile_library(name, folder)))
+            load_compiled(name, folder)
     except (BuildError, OSError) as error:
         reason = str(error) if isinstance(error, MachineError) else f"{name}: {error}"
         if reason not in warned:
@@ -66,6 +67,24 @@ def load_kernels(name, folder):
             warnings.warn(f"{reason} The slow PyTorch form is used instead.", stacklevel=2)
         return None
     return getattr(torch.ops, name)
+
+
+def load_compiled(name, folder):
+    """Loads the library from the cache, compiled when need be. One that another system left there, and that does not load here, is compiled anew.
+
+    Raises:
+        BuildError: as of `compile_library`, or what was compiled just now does not load.
+    """
+    library = compile_library(name, folder)
+    try:
+        torch.ops.load_library(str(library))
+    except OSError:
+        library.unlink(missing_ok=True)
+        library = compile_library(name, folder)
+        try:
+            torch.ops.load_library(str(library))
+        except OSError as error:
+            raise BuildError(f"{library} was compiled and does not load ({error.__cause__ or error}): python scripts/doctor.py looks for the reason.") from error
 
 
 def load_prebuilt(folder):
@@ -250,10 +269,15 @@ def first_error(output):
 
 def sources(folder, cuda):
     """The files to compile: every `src/*.cpp`, and with `cuda` also `src/*_cuda.cpp` and `src/*.cu`. Raises BuildError for none."""
-    files = sorted((*(Path(folder) / "src").glob("*.cpp"), *(Path(folder) / "src").glob("*.cu")))
+    files = [file for file in source_files(folder) if file.suffix in (".cpp", ".cu")]
     if not files:
         raise BuildError(f"{folder} holds neither a library for this machine nor its sources: install the package again on this machine.")
     return [str(file) for file in files if cuda or not (file.suffix == ".cu" or file.stem.endswith("_cuda"))]
+
+
+def source_files(folder):
+    """The package's sources and headers, in the order of their names."""
+    return sorted(file for file in (Path(folder) / "src").glob("*") if file.suffix in SOURCES and not file.name.startswith("."))
 
 
 def cache_key(folder, cuda):
@@ -264,9 +288,9 @@ def cache_key(folder, cuda):
 def digest(facts, folder):
     """16 hexadecimal digits of the facts, of every source of the package and of the sources of packages whose headers it includes."""
     key = hashlib.sha256(repr(facts).encode())
-    own = sorted((Path(folder) / "src").glob("*"))
+    own = source_files(folder)
     named = sorted({found for file in own for found in re.findall(r'#include "\.\./\.\./(\w+)/src/', file.read_text())})
-    for file in [*own, *(file for name in named for file in sorted((Path(folder).parent / name / "src").glob("*")))]:
+    for file in [*own, *(file for name in named for file in source_files(Path(folder).parent / name))]:
         key.update(file.read_bytes())
     return key.hexdigest()[:16]
 
@@ -366,8 +390,11 @@ def toolkit_flags(nvcc):
 
 
 def build_jobs():
-    """How many compilers run at once: MAX_JOBS, else the cores that this process may use."""
-    return int(os.environ.get("MAX_JOBS") or len(os.sched_getaffinity(0)))
+    """How many compilers run at once: MAX_JOBS, else the cores that this process may use. Raises MachineError where it is no such number."""
+    wanted = os.environ.get("MAX_JOBS") or str(len(os.sched_getaffinity(0)))
+    if not wanted.isdecimal() or int(wanted) < 1:
+        raise MachineError(f"MAX_JOBS is {wanted!r}: write a whole number from 1 on, or unset it.")
+    return int(wanted)
 
 
 def cache_folder():

@@ -60,6 +60,36 @@ def test_a_changed_source_is_compiled_again(package):
     assert kernel_build.compile_library("tiny", package) != first
 
 
+def test_what_an_editor_leaves_beside_the_sources_changes_nothing(package):
+    first = kernel_build.compile_library("tiny", package)
+    (package / "src" / ".tiny.cpp.swp").write_bytes(b"b0VIM 8.2\x00\xff\xfe\x00")
+    (package / "src" / ".#tiny.cpp").symlink_to("nobody@nowhere.1234")
+    (package / "src" / "tiny.cpp~").write_text("an older one")
+    assert kernel_build.compile_library("tiny", package) == first
+    assert kernel_build.sources(package, False) == [str(package / "src" / "tiny.cpp")]
+
+
+def test_a_cached_library_that_does_not_load_is_compiled_again(package, capfd, recwarn):
+    library = kernel_build.compile_library("tiny", package)
+    library.write_bytes(b"of another machine")
+    capfd.readouterr()
+    assert kernel_build.load_kernels("tiny", package) is torch.ops.tiny
+    assert "Compiling tiny" in capfd.readouterr().out and not recwarn
+
+
+def test_a_fresh_library_that_does_not_load_is_explained(tmp_path):
+    folder = write_package(tmp_path / "lonely", 'extern "C" int nowhere(); extern "C" int lonely() { return nowhere(); }\n')
+    with pytest.warns(UserWarning, match=r"was compiled and does not load \(.*undefined symbol: nowhere.*doctor.py.*The slow PyTorch form"):
+        assert kernel_build.load_kernels("lonely", folder) is None
+
+
+@pytest.mark.parametrize("jobs", ["0", "many", "-1"])
+def test_a_number_of_jobs_that_is_none_is_named(package, monkeypatch, jobs):
+    monkeypatch.setenv("MAX_JOBS", jobs)
+    with pytest.raises(kernel_build.MachineError, match=f"MAX_JOBS is '{jobs}'"):
+        kernel_build.compile_library("tiny", package)
+
+
 WAITING_COMPILER = """#!/bin/sh
 case "$1" in -print*) exec g++ "$@";; esac
 echo $$ >> {folder}/compilers
