@@ -102,6 +102,15 @@ def test_expected_count_is_the_budget(name, law, share, device):
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("law", ["exponential", "linear"])
+@pytest.mark.parametrize("score", [1.6e38, 1.8e38, 3e38])
+def test_as_many_are_drawn_near_the_end_of_float32(score, law, device):
+    scores = torch.full((ROWS,), score, dtype=torch.float64)
+    drawn = thin(with_scores(scores, columns=1), law=law, device=device, **exactly(0.15))[2][1]
+    assert abs(drawn - 0.15 * ROWS) < 4 * (0.15 * 0.85 * ROWS) ** 0.5
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("extra", [-1, 0, 1])
 def test_budget_near_the_number_of_scores(extra, device):
     scores = torch.zeros(1000, dtype=torch.float64)

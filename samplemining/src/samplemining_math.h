@@ -171,8 +171,8 @@ HOST_DEVICE float solve(Law law, float budget, float rest, const Expected& expec
     return c;
 }
 
-// c turned from the unit of the exponent `unit` into a draw.
-HOST_DEVICE Draw draw_of(float c, int unit) { return {c, power_of_two(exponent_bias - (unit > 253 ? 253 : unit))}; }
+// c turned from the unit of the exponent `unit` into a draw. The largest unit's reciprocal is no normal float: half of c in place of it.
+HOST_DEVICE Draw draw_of(float c, int unit) { return unit > 253 ? Draw{c / 2, power_of_two(exponent_bias - 253)} : Draw{c, power_of_two(exponent_bias - unit)}; }
 
 HOST_DEVICE float probability(Law law, const Draw& draw, float score) {
     if (law == Law::uniform) return score >= 0 ? draw.c : 0.0f;
