@@ -80,6 +80,8 @@ class GridEncoder(nn.Module):
                 f"resolutions must satisfy 1 <= base <= finest <= 2^20, not base {base_resolution}, finest {finest_resolution}"
             )
         offsets, resolutions = level_layout(dimensions, levels, base_resolution, finest_resolution, log2_table_size)
+        if offsets[-1] >= 2**31:
+            raise ValueError(f"levels of at most 2^{log2_table_size} entries make {offsets[-1]} in all, more than 2^31: take fewer levels or smaller ones")
         self.output_size = levels * features
         self.gridtype, self.interpolation, self.align_corners = gridtype, interpolation, align_corners
         self.register_buffer("offsets", torch.tensor(offsets, dtype=torch.int32), persistent=False)

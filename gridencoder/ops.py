@@ -51,6 +51,9 @@ def grid_encode(
         ValueError, TypeError: an argument of wrong shape, device, dtype or value, by name. Offsets and resolutions that do not fit the
             table are named on the CPU; on CUDA, where reading them would wait for the device, a level outside the table gives zeros.
     """
+    for name, tensor in {"positions": positions, "table": table, "offsets": offsets, "resolutions": resolutions}.items():
+        if not isinstance(tensor, torch.Tensor):
+            raise TypeError(f"{name} must be a tensor, not {type(tensor).__name__}")
     return GridEncode.apply(positions, table, offsets, resolutions, half_copy, gradient, gridtype, interpolation, align_corners)
 
 

@@ -107,6 +107,17 @@ def test_outside_and_nan_positions_give_zeros_and_no_gradient():
     assert not grid_encode_backward(torch.ones(4, 12), outside, offsets, resolutions, *table.shape).any()
 
 
+def test_nothing_outside_the_cube_reaches_the_table_or_comes_from_it():
+    table, offsets, resolutions = small_grid()
+    positions = awkward_positions(40)
+    outside = ~((positions >= 0) & (positions <= 1)).all(1)
+    grad = torch.where(outside[:, None], math.nan, torch.randn(40, 12))
+    for form in (ops.kernels, reference):
+        assert form.grid_encode_backward(grad, positions, offsets, resolutions, *table.shape, "hash", "linear", False).isfinite().all()
+        features = form.grid_encode_forward(positions, torch.full_like(table, math.inf), offsets, resolutions, "hash", "linear", False)
+        assert (features[outside] == 0).all() and not features[~outside].isfinite().any()
+
+
 def test_gradcheck_in_double():
     table, offsets, resolutions = small_grid(torch.float64, levels=3, log2_table_size=6)
     positions = awkward_positions(20, torch.float64)
@@ -237,6 +248,7 @@ def forward_case(**change):
     [
         ({"positions": torch.rand(9, 3).double()}, "positions", TypeError),
         ({"positions": torch.rand(27)}, "positions", ValueError),
+        ({"positions": [[0.0, 0.0, 0.0]]}, "positions must be a tensor", TypeError),
         ({"positions": torch.rand(9, 4)}, "4 dimensions", ValueError),
         ({"table": torch.zeros(10000, 3)}, "3 features", ValueError),
         ({"table": torch.zeros(10000, 0)}, "0 features", ValueError),

@@ -33,8 +33,7 @@ Grid checked_grid(const at::Tensor& offsets, const at::Tensor& resolutions, cons
     for (int l = 0; l < grid.levels; ++l) {
         TORCH_CHECK_VALUE(grid.resolutions[l] > 0, "resolutions: level ", l, " has ", grid.resolutions[l], " entries along an axis");
         const Level level = shape.dimensions == 2 ? grid.level<2>(l) : grid.level<3>(l);
-        const bool dense = level.mask == ~0u, power = (level.entries & (level.entries - 1)) == 0;
-        TORCH_CHECK_VALUE(dense || power, "offsets: level ", l, " has ", level.entries,
+        TORCH_CHECK_VALUE(level.entries > 0, "offsets: level ", l, " has ", grid.offsets[l + 1] - grid.offsets[l],
                           " entries, fewer than its grid and not a power of two");
     }
     return grid;

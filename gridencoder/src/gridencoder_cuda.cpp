@@ -55,6 +55,8 @@ void add_grid_encode_gradient(const at::Tensor& gradient, const at::Tensor& grad
                               const at::Tensor& resolutions, std::string_view gridtype, std::string_view interpolation,
                               bool align_corners) {
     const Shape shape = check_add_gradient(gradient, grad, positions, offsets, resolutions);
+    const bool aligned = reinterpret_cast<uintptr_t>(gradient.const_data_ptr()) % (4 * sizeof(float)) == 0;
+    TORCH_CHECK_VALUE(aligned, "gradient must start at a multiple of 16 bytes, since four numbers are added at once");
     const Grid grid = grid_of(offsets, resolutions, shape, check_options(gridtype, interpolation, align_corners));
     const c10::cuda::CUDAGuard guard(positions.device());
     const at::Tensor p = positions.contiguous(), g = aligned_rows(grad, shape.features);

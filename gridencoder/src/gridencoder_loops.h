@@ -22,12 +22,12 @@ void for_each_level(int levels, const Work& work) {
 }
 
 // Entries and weights of the corners around a few samples, corner by corner, so that the compiler computes them in vector registers.
-// Samples outside the unit cube get weight zero.
 template <int D, typename Real>
 struct Stencils {
     static constexpr int width = 16;
     uint32_t entry[1 << D][width];
     Real weight[1 << D][width];
+    uint32_t inside[width];  // 0: outside the unit cube, or NaN: there is nothing to read or to add to
 
     // Compiled once for each D and Real: the work that depends on the features lies elsewhere.
     __attribute__((noinline)) void locate(const Real* positions, int count, const Level& level, Options options) {
@@ -49,12 +49,12 @@ struct Stencils {
             Real position[D];
             UNROLL
             for (int d = 0; d < D; ++d) position[d] = coordinate[d][i];
-            const Real inside = inside_unit_cube<D>(position) ? Real(1) : Real(0);
+            inside[i] = inside_unit_cube<D>(position);
             const Corners<D, Real> corners(position, level, options);
             UNROLL
             for (int corner = 0; corner < (1 << D); ++corner) {
                 entry[corner][i] = corners.index(corner, level);
-                weight[corner][i] = inside * corners.weight(corner);
+                weight[corner][i] = corners.weight(corner);
             }
         }
     }
@@ -105,7 +105,7 @@ void forward_loop(const Real* positions, const Value* table, Grid grid, int64_t 
                     for (int j = 0; j < count; ++j) {
                         Real result[F] = {};
                         UNROLL
-                        for (int corner = 0; corner < (1 << D); ++corner)
+                        for (int corner = 0; stencils.inside[j] && corner < (1 << D); ++corner)
                             for (int f = 0; f < F; ++f)
                                 result[f] += stencils.weight[corner][j] * static_cast<Real>(at(stencils.entry[corner][j])[f]);
                         for (int f = 0; f < F; ++f) output[((i + j) * grid.levels + l) * F + f] = static_cast<Value>(result[f]);
@@ -125,6 +125,7 @@ void backward_loop(const Value* grad, const Real* positions, Grid grid, int64_t 
         const auto at = [&](uint32_t entry) { return level_result + uint64_t{entry} * F; };
         const auto work = [&](int64_t i, int count, const Stencils<D, Real>& stencils) {
             for (int j = 0; j < count; ++j) {
+                if (!stencils.inside[j]) continue;
                 Real slope[F];
                 for (int f = 0; f < F; ++f) slope[f] = static_cast<Real>(grad[((i + j) * grid.levels + l) * F + f]);
                 if (std::all_of(slope, slope + F, [](Real value) { return value == Real(0); })) continue;

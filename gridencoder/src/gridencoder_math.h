@@ -30,7 +30,7 @@ HOST_DEVICE uint32_t hash_prime(int dimension) { return dimension == 0 ? 1u : di
 
 struct Level {
     int64_t offset;      // of its first entry in the table
-    uint32_t entries;    // 0: the level lies outside the table and is skipped
+    uint32_t entries;    // 0: the level lies outside the table, or cannot be indexed, and is skipped
     int32_t resolution;  // entries along an axis
     uint32_t mask;       // keeps an index within the level: all ones where each cell has its own entry, else `entries`, a power of two, - 1
     bool summed;         // dense or tiled: an index is a sum of cell * stride; hashed: an exclusive or of cell * prime
@@ -55,6 +55,7 @@ struct Grid {
         uint64_t cells = 1;
         for (int d = 0; d < D; ++d) cells = cells > result.entries ? cells : cells * static_cast<uint64_t>(result.resolution);
         const bool dense = cells <= result.entries;
+        if (!dense && (result.entries & (result.entries - 1u))) result.entries = 0u;  // no mask keeps an index within it
         result.mask = dense ? ~0u : result.entries - 1u;
         result.summed = dense || options.tiled;
         return result;
