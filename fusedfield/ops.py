@@ -17,7 +17,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from kernel_build import load_kernels
-from raymarching.checks import check_march
+from raymarching.checks import check_march, check_threshold
 from shencoder import sh_encode_backward
 
 from . import reference
@@ -77,12 +77,13 @@ def ngp_render(origins, directions, near, far, bitfield, table, offsets, resolut
         bitfield: [cascades grid_size^3 / 8] uint8, the occupied cells.
         table, offsets, resolutions, bound, weights, start: as in `ngp_at`.
         march: the settings bound, cascades, grid_size, contract, dt_gamma, max_steps of `raymarching.march_rays_train`, as a dictionary.
-        T_thresh: a ray stops where its transmittance falls below this.
+        T_thresh: a ray stops where its transmittance falls below this, in [0, 1].
     Returns:
         features [N, 3], opacity [N], depth [N] (not divided by opacity), float32; zeros for a ray without samples.
     Raises: as `ngp`.
     """
     check_march(bitfield, **march)
+    check_threshold(T_thresh)
     return _form(origins).ngp_render(
         origins, directions, near, far, bitfield, table, offsets, resolutions, bound, weights, start, march["bound"], march["cascades"],
         march["grid_size"], march["contract"], march["dt_gamma"], march["max_steps"], T_thresh,
@@ -214,7 +215,7 @@ def split_like(flat, tensors):
 
 
 def _form(tensor):
-    return kernels if tensor.is_cuda else reference
+    return kernels if tensor.is_cuda and available(tensor.device) else reference
 
 
 def register_shapes():

@@ -44,6 +44,12 @@ def check_at_least(least, **numbers):
             raise ValueError(f"{name} must be at least {least}, got {number}")
 
 
+def check_threshold(T_thresh):
+    """Checks the transmittance at which a ray stops: forward and backward only agree on where that is for one in [0, 1]."""
+    if not 0 <= T_thresh <= 1:
+        raise ValueError(f"T_thresh must be from 0 to 1, got {T_thresh}")
+
+
 def check_march(bitfield, bound, cascades, grid_size, contract, dt_gamma, max_steps):
     """Checks the settings that every march takes; see `march_rays_train` for what they mean."""
     check_at_least(0, dt_gamma=dt_gamma)

@@ -3,7 +3,7 @@
 import torch
 
 from . import ops, reference, reference_loss
-from .checks import check_at_least, check_tensors
+from .checks import check_at_least, check_tensors, check_threshold
 
 kernels = reference_loss if ops.kernels is reference else ops.kernels
 
@@ -32,7 +32,7 @@ def composite_loss(
         counts: [3] int32 = (samples in use, rays kept, samples wanted).
         target: [N, 3], the colour to reach, in [0, 1]; or [N, 4], whose last column is alpha: then rgb alpha + background (1 - alpha).
         background: [N, 3], what shows behind the samples.
-        T_thresh: transmittance at which a ray stops.
+        T_thresh: transmittance at which a ray stops, in [0, 1].
         entropy_weight: of the opacity's entropy; at least 0.
         spacing: [M, 2], (b, e) of each sample, whose middles ascend along a ray. Needed with distortion_weight, otherwise not read.
         distortion_weight: of the distortion; finite and at least 0.
@@ -62,6 +62,7 @@ def composite_loss(
     if target.shape[1] not in (3, 4):
         raise ValueError(f"target must have 3 columns, or 4 with alpha, got {target.shape[1]}")
     check_at_least(0, entropy_weight=entropy_weight)
+    check_threshold(T_thresh)
     check_option("distortion_weight", distortion_weight, "spacing", spacing, dt, (len(raw), 2))
     check_option("near_scale", near_scale, "t", t, dt, (len(raw),))
     delta, numbers, weights = kernels.composite_loss(

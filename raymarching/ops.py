@@ -19,6 +19,7 @@ from .checks import (
     check_contiguous,
     check_march,
     check_tensors,
+    check_threshold,
 )
 from .fakes import register_fakes
 
@@ -40,7 +41,7 @@ def generate_rays(image, pixels, poses, intrinsics, distortion, lens):
     Returns:
         origins [N, 3] and unit directions [N, 3]. Not differentiable.
     """
-    rays, images = _rows(image, "image"), _rows(poses, "poses")
+    rays, images = _size(image, "image"), _size(poses, "poses")
     check_tensors(
         image=(image, torch.int64, (rays,)),
         pixels=(pixels, torch.float32, (rays, 2)),
@@ -64,7 +65,7 @@ def near_far_from_aabb(origins, directions, aabb, min_near):
     """
     check_tensors(
         origins=(origins, torch.float32, (None, 3)),
-        directions=(directions, torch.float32, (_rows(origins, "origins"), 3)),
+        directions=(directions, torch.float32, (_size(origins, "origins"), 3)),
         aabb=(aabb, torch.float32, (6,)),
     )
     return kernels.near_far_from_aabb(origins, directions, aabb, min_near)
@@ -133,7 +134,7 @@ def sph_from_ray(origins, directions, radius):
     Raises:
         ValueError: radius is not positive.
     """
-    check_tensors(origins=(origins, torch.float32, (None, 3)), directions=(directions, torch.float32, (_rows(origins, "origins"), 3)))
+    check_tensors(origins=(origins, torch.float32, (None, 3)), directions=(directions, torch.float32, (_size(origins, "origins"), 3)))
     if not 0 < radius < float("inf"):
         raise ValueError(f"radius must be positive and finite, got {radius}")
     return kernels.sph_from_ray(origins, directions, radius)
@@ -167,7 +168,7 @@ def march_rays_train(
         positions [M, 3], directions [M, 3], t [M], dt [M], ray_index [M] int32 (-1 = padding; all else in a padding row is 0),
         rays [N, 2] int32 = (first, count), counts [3] int32 = (samples written, rays kept, samples wanted). Not differentiable.
     """
-    rays = _rows(origins, "origins")
+    rays = _size(origins, "origins")
     check_tensors(
         origins=(origins, torch.float32, (rays, 3)),
         directions=(directions, torch.float32, (rays, 3)),
@@ -216,13 +217,13 @@ def composite_rays_train(density, features, t, dt, rays, T_thresh):
         features: [M, K], K from 1 to 16.
         t, dt: [M].
         rays: [N, 2] int32 = (first, count); rays share no samples. A row that points outside the M samples counts as empty.
-        T_thresh: transmittance at which a ray stops.
+        T_thresh: transmittance at which a ray stops, in [0, 1].
     Returns:
         composited [N, K] = sum w f, opacity [N] = sum w, depth [N] = sum w t (not divided by opacity), weights [M].
     """
     density, features = _widened(density), _widened(features)
     dtype = torch.float64 if getattr(density, "dtype", None) == torch.float64 else torch.float32
-    samples = _rows(density, "density")
+    samples = _size(density, "density")
     check_tensors(
         density=(density, dtype, (samples,)),
         features=(features, dtype, (samples, None)),
@@ -231,6 +232,7 @@ def composite_rays_train(density, features, t, dt, rays, T_thresh):
         rays=(rays, torch.int32, (None, 2)),
     )
     _check_channels(features)
+    check_threshold(T_thresh)
     return _CompositeRays.apply(density, features, t, dt, rays, T_thresh)
 
 
@@ -247,7 +249,7 @@ def march_rays(
     Returns:
         positions [A steps, 3], directions [A steps, 3], t [A steps], dt [A steps] (0 = padding), t_next [A].
     """
-    rays = _rows(origins, "origins")
+    rays = _size(origins, "origins")
     check_tensors(
         alive=(alive, torch.int32, (None,)),
         t_now=(t_now, torch.float32, (rays,)),
@@ -272,10 +274,10 @@ def composite_rays(alive, t_now, t_next, density, features, t, dt, composited, o
         t_now: [N], changed: t_next of each ray of this round.
         t_next: [A]; density [A steps], features [A steps, K], t and dt [A steps]; density or features may be half.
         composited [N, K], opacity [N], depth [N]: changed; zeros before the first round.
-        T_thresh: transmittance at which a ray stops.
+        T_thresh: transmittance at which a ray stops, in [0, 1].
     """
     density, features = _widened(density), _widened(features)
-    alive_rays, rays, samples = _rows(alive, "alive"), _rows(t_now, "t_now"), _rows(density, "density")
+    alive_rays, rays, samples = _size(alive, "alive"), _size(t_now, "t_now"), _size(density, "density")
     check_tensors(
         alive=(alive, torch.int32, (alive_rays,)),
         t_now=(t_now, torch.float32, (rays,)),
@@ -284,21 +286,22 @@ def composite_rays(alive, t_now, t_next, density, features, t, dt, composited, o
         features=(features, torch.float32, (samples, None)),
         t=(t, torch.float32, (samples,)),
         dt=(dt, torch.float32, (samples,)),
-        composited=(composited, torch.float32, (rays, features.shape[-1])),
+        composited=(composited, torch.float32, (rays, _size(features, "features", axis=-1))),
         opacity=(opacity, torch.float32, (rays,)),
         depth=(depth, torch.float32, (rays,)),
     )
     _check_channels(features)
+    check_threshold(T_thresh)
     if samples != 0 if alive_rays == 0 else samples % alive_rays:
         raise ValueError(f"density must hold the same number of samples for each of the {alive_rays} alive rays, got {samples}")
     check_contiguous(alive=alive, t_now=t_now, composited=composited, opacity=opacity, depth=depth)
     kernels.composite_rays(alive, t_now, t_next, density, features, t, dt, composited, opacity, depth, T_thresh)
 
 
-def _rows(tensor, name):
+def _size(tensor, name, axis=0):
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
-    return tensor.shape[0] if tensor.dim() else None
+    return tensor.shape[axis] if tensor.dim() else None
 
 
 def _widened(tensor):

@@ -70,10 +70,12 @@ def composite_rays_train_forward(density, features, t, dt, rays, T_thresh):
     behind = torch.exp(-tau.cumsum(1))
     before = torch.cat([torch.ones_like(behind[:, :1]), behind[:, :-1]], 1)
     stopped = (behind < T_thresh).cumsum(1) - (behind < T_thresh).long() > 0
-    weight = torch.where(inside & ~stopped, before * -torch.expm1(-tau), 0)
-    composited = (weight[..., None] * features[row]).sum(1)
+    counted = inside & ~stopped  # where nothing counts nothing is multiplied: 0 NaN would be NaN
+    weight = torch.where(counted, before * -torch.expm1(-tau), 0)
+    composited = (weight[..., None] * torch.where(counted[..., None], features[row], 0)).sum(1)
+    depth = (weight * torch.where(counted, t[row], 0)).sum(1)
     weights = torch.zeros_like(density).index_put((row[inside],), weight[inside])
-    return composited, weight.sum(1), (weight * t[row]).sum(1), weights
+    return composited, weight.sum(1), depth, weights
 
 
 def composite_rays_train_backward(
@@ -102,9 +104,9 @@ def composite_rays(alive, t_now, t_next, density, features, t, dt, composited, o
         length = dt[:, k].clamp(min=0)
         tau = torch.where(length > 0, density[:, k] * length, 0)
         weight = torch.where(finished, 0, T * -torch.expm1(-tau))
-        composited.index_add_(0, ray, weight[:, None] * features[:, k])
+        composited.index_add_(0, ray, weight[:, None] * torch.where(finished[:, None], 0, features[:, k]))
         opacity.index_add_(0, ray, weight)
-        depth.index_add_(0, ray, weight * t[:, k])
+        depth.index_add_(0, ray, weight * torch.where(finished, 0, t[:, k]))
         T = T * torch.exp(-tau)
         finished = finished | (T < T_thresh) | ~(dt[:, k] > 0)
     t_now[ray] = t_next[place]

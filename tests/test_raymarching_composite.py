@@ -117,6 +117,20 @@ def test_nan_stays_in_its_ray():
     assert torch.equal(spoilt[0][2:], clean[0][2:]) and all(torch.equal(one, other) for one, other in zip(spoilt[1:], clean[1:]))
 
 
+def test_nan_stays_in_its_ray_in_the_twin_too():
+    data = {"density": torch.ones(3), "features": torch.ones(3, 2), "t": torch.ones(3), "dt": torch.ones(3), "rays": torch.tensor([[0, 1], [1, 2], [3, 0]]).int()}
+    data["features"][0], data["t"][0] = math.nan, math.nan  # padding of shorter rays points to the first row
+    for form in (raymarching.composite_rays_train, reference.composite_rays_train_forward):
+        composited, _, depth, _ = form(**data, T_thresh=0.0)
+        assert composited.isnan().any(1).tolist() == depth.isnan().tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize("T_thresh", [-0.1, 1.5, math.nan])
+def test_a_threshold_that_is_no_transmittance_is_named(T_thresh):
+    with pytest.raises(ValueError, match="T_thresh must be from 0 to 1"):
+        raymarching.composite_rays_train(**medium(), T_thresh=T_thresh)
+
+
 def test_any_layout_is_taken():
     data = medium(channels=3)
     strided = {**data, "features": data["features"].t().contiguous().t(), "density": torch.stack([data["density"]] * 2, 1)[:, 0]}

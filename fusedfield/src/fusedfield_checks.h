@@ -22,6 +22,13 @@ inline void check(const char* name, const at::Tensor& tensor, const at::Tensor& 
     TORCH_CHECK_VALUE(tensor.is_cuda(), name, " must be on a CUDA device, not on ", tensor.device());
 }
 
+// Refuses a tensor that is read where it lies, some numbers at once, and does not start at a multiple of their size. (Any other is copied first.)
+inline void check_start(const char* name, const at::Tensor& tensor, int64_t numbers) {
+    const uintptr_t bytes = numbers * tensor.element_size();
+    const bool fits = !tensor.is_contiguous() || reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % bytes == 0;
+    TORCH_CHECK_VALUE(fits, name, " must start at a multiple of ", bytes, " bytes: clone it");
+}
+
 inline void check_rows(const char* name, int64_t rows) {
     TORCH_CHECK_VALUE(rows <= most_rows, name, " must have at most 2^30 rows, not ", rows);
 }
@@ -46,6 +53,7 @@ inline void check_grid(const at::Tensor& like, const at::Tensor& table, const at
     TORCH_CHECK_TYPE(real, "table must be float32 or float16, not ", table.scalar_type());
     check("table", table, like, table.scalar_type(), {-1, features});
     TORCH_CHECK_VALUE(table.is_contiguous(), "table must be contiguous");
+    check_start("table", table, 2);
     check("resolutions", resolutions, like, at::kInt, {-1});
     const int64_t levels = resolutions.size(0);
     TORCH_CHECK_VALUE(levels >= 1 && levels <= most_levels, "resolutions must have 1 to ", most_levels, " levels, not ", levels);
@@ -62,6 +70,7 @@ inline void check_positions(const char* name, const at::Tensor& positions) {
 inline void check_encoding(const at::Tensor& encoding, int64_t columns) {
     check("encoding", encoding, encoding, at::kHalf, {-1, columns});
     check_rows("encoding", encoding.size(0));
+    check_start("encoding", encoding, 2);
 }
 
 // One tensor for each of the four grids of a MeRF field.
@@ -72,6 +81,7 @@ inline void check_four(const char* name, at::TensorList tensors) {
 inline void check_upstream(const at::Tensor& gradient, const std::optional<at::Tensor>& scale, const at::Tensor& like,
                            std::initializer_list<int64_t> shape) {
     check("gradient", gradient, like, at::kFloat, shape);
+    if (gradient.dim() == 2) check_start("gradient", gradient, 2);
     if (scale) check("scale", *scale, like, at::kFloat, {});
 }
 
