@@ -29,12 +29,14 @@ def freq_encode(positions, degree, include_input=True):
         degree: octaves, 1 to 24 (float32 has no digits left for more).
         include_input: whether the coordinates themselves come first.
     Returns:
-        [M, D (2 degree + j)] in the dtype of the positions; under float16 autocast float16, which halves what the next layer reads and
+        [M, D (2 degree + j)] in the dtype of the positions; float32 ones under float16 autocast give float16, which halves what the next layer reads and
         would round to anyway (the sines and cosines are computed in float32, and so is the gradient).
     Raises:
         ValueError, TypeError: an argument of wrong shape or dtype, by name.
     """
     check_degree(degree)
+    if not isinstance(positions, torch.Tensor):
+        raise TypeError(f"positions must be a tensor, not {type(positions).__name__}")
     return FreqEncode.apply(positions, degree, bool(include_input))
 
 
@@ -44,10 +46,10 @@ class FreqEncode(torch.autograd.Function):
     @staticmethod
     def forward(ctx, positions, degree, include_input):
         device = positions.device.type
-        half = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
+        halved = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16 and positions.dtype == torch.float32
         ctx.save_for_backward(positions)
         ctx.degree, ctx.include_input = degree, include_input
-        return freq_encode_forward(positions, degree, include_input, torch.float16 if half else positions.dtype)
+        return freq_encode_forward(positions, degree, include_input, torch.float16 if halved else positions.dtype)
 
     @staticmethod
     @once_differentiable

@@ -15,9 +15,10 @@ class FusedAdam(torch.optim.Optimizer):
     A step never waits for the device and keeps its addresses, so that it can be captured in a CUDA graph; the learning rate of each group
     is a float32 tensor [] on the device, which schedulers fill in place. The arithmetic is that of `step_`.
 
-    Dense groups are treated as by torch.optim.Adam. In sparse groups an element whose gradient is 0 keeps its value and its moments, as
+    Dense groups are treated as by torch.optim.Adam, but that the bias correction is by the number of all steps also where a parameter had no gradient in some of
+    them: one that joins late begins with longer steps. In sparse groups an element whose gradient is 0 keeps its value and its moments, as
     the entries of a hash table that no sample came by (Mueller et al. 2022, Instant Neural Graphics Primitives, section 4); the bias
-    correction is by the common number of steps. A sparse parameter has one gradient buffer for good, made of zeros here, which `step`
+    correction is the same there. A sparse parameter has one gradient buffer for good, made of zeros here, which `step`
     leaves all zero: write or accumulate into it, never replace it.
 
     Args:
@@ -155,8 +156,8 @@ class FusedAdam(torch.optim.Optimizer):
         self.refresh_copies()
 
     def _check_state(self, state):
-        if "control" not in state or state["control"].shape != self.control.shape:
-            raise ValueError("the state is not one of FusedAdam: it has no control tensor")
+        if not {"control", "param_groups", "state"} <= set(state) or state["control"].shape != self.control.shape:
+            raise ValueError("the state is not one of FusedAdam: it has no control tensor of this shape, or no param_groups or state")
         sizes = [[len(group["params"]) for group in groups] for groups in (self.param_groups, state["param_groups"])]
         if sizes[0] != sizes[1]:
             raise ValueError(f"the state has groups of {sizes[1]} parameters, this optimizer of {sizes[0]}")

@@ -24,7 +24,7 @@ def place_samples(edges, origins, directions, near, far, count, *, contract, las
 
     Args:
         edges: [N, S + 1] float32 in [0, 1], ascending along each ray, S from 1 to 1024; an interval whose edges do not ascend has dt = 0.
-        origins, directions: [N, 3], like edges; unit directions. NaN or infinity makes positions of the same ray NaN, and no others.
+        origins, directions: [N, 3], like edges; unit directions. NaN or infinity stays in positions of the same ray.
         near, far: [N], like edges, in world units.
         count: [1] int32: the rays in use, held to [0, N].
         contract: whether positions are contracted to max-norm below 2, as `raymarching.contract` does (Reiser et al. 2023, MeRF,

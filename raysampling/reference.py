@@ -83,7 +83,7 @@ def resample(edges, logit, near, far, count, noise, intervals, padding, anneal):
     length = lengths_of(edges, near, far, count)
     weights = weights_of(logit.to(edges.dtype).reshape(length.shape).exp(), length)
     mass = (weights if anneal is None else weights ** anneal.nan_to_num(1).clamp(0, 1)) + padding
-    noise = noise.nan_to_num(0.5).clamp(0, 1).view(len(edges), -1)
+    noise = noise.nan_to_num(0.5).clamp(0, 1).view(len(edges), noise.numel() // max(len(edges), 1))
     quantile = (torch.arange(intervals + 1, device=edges.device) + noise) / (intervals + 1)
     cumulative = torch.cat([torch.zeros_like(mass[:, :1]), mass.cumsum(1)], 1)
     whole = cumulative[:, -1:]

@@ -29,12 +29,14 @@ def sh_encode(directions, degree):
         directions: [M, 3] unit vectors, float32 or, on the CPU, float64.
         degree: 1 to 8.
     Returns:
-        [M, degree^2] in the dtype of the directions; under float16 autocast float16, which halves what the next layer reads and would
+        [M, degree^2] in the dtype of the directions; float32 ones under float16 autocast give float16, which halves what the next layer reads and would
         round to anyway (the polynomials are computed in float32, and so is the gradient).
     Raises:
         ValueError, TypeError: an argument of wrong shape or dtype, by name.
     """
     check_degree(degree)
+    if not isinstance(directions, torch.Tensor):
+        raise TypeError(f"directions must be a tensor, not {type(directions).__name__}")
     return SHEncode.apply(directions, degree)
 
 
@@ -44,10 +46,10 @@ class SHEncode(torch.autograd.Function):
     @staticmethod
     def forward(ctx, directions, degree):
         device = directions.device.type
-        half = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
+        halved = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16 and directions.dtype == torch.float32
         ctx.save_for_backward(directions)
         ctx.degree = degree
-        return sh_encode_forward(directions, degree, torch.float16 if half else directions.dtype)
+        return sh_encode_forward(directions, degree, torch.float16 if halved else directions.dtype)
 
     @staticmethod
     @once_differentiable

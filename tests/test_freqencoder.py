@@ -122,6 +122,7 @@ def test_module_and_non_contiguous_input():
         (torch.rand(4, 65), 4, "positions", ValueError),
         (torch.rand(4, 3).half(), 4, "positions", TypeError),
         (torch.ones(4, 3, dtype=torch.int64), 4, "positions", TypeError),
+        ([[0.0, 0.0, 1.0]], 4, "positions must be a tensor", TypeError),
         (torch.rand(4, 3), 25, "degree", ValueError),
         (torch.rand(4, 3), 0, "degree", ValueError),
         (torch.rand(4, 3), 2.5, "degree", ValueError),

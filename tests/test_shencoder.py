@@ -164,6 +164,7 @@ def test_module_and_non_contiguous_input():
         (torch.rand(12), 4, "directions", ValueError),
         (torch.rand(4, 3).half(), 4, "directions", TypeError),
         (torch.ones(4, 3, dtype=torch.int64), 4, "directions", TypeError),
+        ([[0.0, 0.0, 1.0]], 4, "directions must be a tensor", TypeError),
         (torch.rand(4, 3), 9, "degree", ValueError),
         (torch.rand(4, 3), 2.5, "degree", ValueError),
         (torch.rand(4, 3), 0, "degree", ValueError),
