@@ -131,13 +131,13 @@ class FusedAdam(torch.optim.Optimizer):
             copy.copy_(parameter)
 
     def state_dict(self):
-        """That of torch.optim.Adam, and the control tensor; tensors and plain types. The tensors are the optimiser's own, not copies."""
-        return super().state_dict() | {"control": self.control}
+        """That of torch.optim.Adam, the control tensor and growth_interval; tensors and plain types. The tensors are the optimiser's own, not copies."""
+        return super().state_dict() | {"control": self.control, "growth_interval": self.growth_interval}
 
     @torch.no_grad()
     def load_state_dict(self, state_dict):
         """Copies a state, of any device, into the tensors that are there; their addresses stay. The half copies are filled anew from the
-        parameters, which have to be loaded before.
+        parameters, which have to be loaded before. A state whose loss scale never grows has none worth taking, nor has one that never grows use for another.
 
         Raises:
             ValueError: the state is of other groups, shapes or settings; nothing was changed.
@@ -152,11 +152,14 @@ class FusedAdam(torch.optim.Optimizer):
             for parameter, number in zip(group["params"], saved["params"], strict=True):
                 for name in ("exp_avg", "exp_avg_sq"):
                     self.state[parameter][name].copy_(state_dict["state"][number][name])
+        scale = self.loss_scale.clone()
         self.control.copy_(state_dict["control"])
+        if (state_dict["growth_interval"] is None) != (self.growth_interval is None):
+            self.loss_scale.copy_(scale)
         self.refresh_copies()
 
     def _check_state(self, state):
-        if not {"control", "param_groups", "state"} <= set(state) or state["control"].shape != self.control.shape:
+        if not {"control", "growth_interval", "param_groups", "state"} <= set(state) or state["control"].shape != self.control.shape:
             raise ValueError("the state is not one of FusedAdam: it has no control tensor of this shape, or no param_groups or state")
         sizes = [[len(group["params"]) for group in groups] for groups in (self.param_groups, state["param_groups"])]
         if sizes[0] != sizes[1]:

@@ -222,6 +222,17 @@ def test_state_has_the_layout_of_torch():
     assert ours["state"][0]["step"].item() == 2
 
 
+def test_the_loss_scale_goes_on_where_both_runs_have_one():
+    scales = (2.0**16, 2000), (2.0**10, 500), (1.0, None)
+    growing, other, fixed = (FusedAdam(random_parameters(), lr=0.1, scale=scale, growth_interval=interval) for scale, interval in scales)
+    state = copy.deepcopy(growing.state_dict())
+    other.load_state_dict(state)
+    assert other.loss_scale.item() == 2**16
+    growing.load_state_dict(copy.deepcopy(fixed.state_dict()))
+    fixed.load_state_dict(state)
+    assert growing.loss_scale.item() == 2**16 and fixed.loss_scale.item() == 1
+
+
 def test_state_that_does_not_fit_is_refused():
     _, optimizer = make("cpu")
     before = held(optimizer)
