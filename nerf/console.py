@@ -1,11 +1,14 @@
 """What a run shows while it goes on: a live line for a person, plain lines for a log, scalars for TensorBoard and for scripts."""
 
+import contextlib
 import json
 import math
 import shutil
 import sys
 import time
 from pathlib import Path
+
+from nerf.files import drop_broken_line, writable
 
 PLAIN_INTERVAL = 10.0
 BAR_WIDTH = 24
@@ -67,21 +70,24 @@ class Scalars:
         self._writer = self._lines = None
 
     def add(self, step, values):
-        """Record `values` (name -> number on the host) of a step."""
+        """Record `values` (name -> number on the host) of a step. Raises UserError where they cannot be written."""
         if self._writer is None:
             self._open()
         numbers = {name: float(value) for name, value in values.items()}
-        for name, number in numbers.items():
-            self._writer.add_scalar(name, number, step)
         finite = {name: number if math.isfinite(number) else None for name, number in numbers.items()}
-        self._lines.write(json.dumps({"step": step, **finite}) + "\n")
+        with writable(self._workspace):
+            for name, number in numbers.items():
+                self._writer.add_scalar(name, number, step)
+            self._lines.write(json.dumps({"step": step, **finite}) + "\n")
 
     def close(self):
         """Write out what is buffered. May be called twice, and before anything was added."""
-        if self._writer is not None:
-            self._writer.close()
-            self._lines.close()
-            self._writer = self._lines = None
+        if self._writer is None:
+            return
+        for file in (self._writer, self._lines):
+            with contextlib.suppress(OSError):  # a full disk, of which whatever wrote before has told
+                file.close()
+        self._writer = self._lines = None
 
     def _open(self):
         from tensorboardX import (
@@ -90,7 +96,7 @@ class Scalars:
 
         self._writer = SummaryWriter(str(self._workspace / "run"))
         path = self._workspace / "scalars.jsonl"
-        _drop_broken_line(path)
+        drop_broken_line(path)
         self._lines = path.open("a", buffering=1, encoding="utf-8")
 
 
@@ -108,12 +114,3 @@ def _live_bar(total):
     bar_format = "{percentage:3.0f}% |{bar:16}| {desc}" if total else "{desc}"
     size = shutil.get_terminal_size()  # tqdm hides the bar on a terminal that reports no size, as some containers' do
     return tqdm(total=total, file=sys.stdout, bar_format=bar_format, mininterval=0.2, miniters=1, ncols=size.columns, nrows=size.lines)
-
-
-def _drop_broken_line(path):
-    """Cut off the half line that a killed run can leave at the end of a file."""
-    if not path.exists():
-        return
-    with open(path, "rb+") as file:
-        content = file.read()
-        file.truncate(content.rfind(b"\n") + 1)

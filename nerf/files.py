@@ -58,6 +58,15 @@ def remove_partial_files(folder):
         leftover.unlink(missing_ok=True)
 
 
+def drop_broken_line(path):
+    """Cuts off the half line that a killed run, or a full disk, can leave at the end of a file; where there is no file, nothing."""
+    if not Path(path).exists():
+        return
+    with open(path, "rb+") as file:
+        content = file.read()
+        file.truncate(content.rfind(b"\n") + 1)
+
+
 def _sync(path):
     handle = os.open(path, os.O_RDONLY)
     try:

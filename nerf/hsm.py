@@ -36,7 +36,7 @@ class MiningRule:
     """How many samples are drawn, and how.
 
     budget: "tau" (the paper, b = B/tau), "ess" (b = B/tau^2, the effective sample size) or "fixed" (b = fraction B).
-    floor, cap: limits of b/B.
+    floor, cap: limits of b/B. Draws that keep each sample on its own aim at four standard deviations less than the room, so that near cap 1 they keep fewer.
     draw:
         "multinomial": the paper's, b samples without replacement, in proportion to the score;
         "thinning": each on its own with the probability that the paper's draw includes it, pi = 1 - exp(-c s), where c makes the expected

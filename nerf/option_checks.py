@@ -5,6 +5,8 @@ import math
 from nerf.errors import UserError
 from nerf.option_text import flag_fields, value_text
 
+PROPOSAL_FLAGS = ("num_steps", "max_ray_batch", "lambda_proposal", "lambda_distort", "anneal_steps")
+GRID_FLAGS = ("max_steps", "grid_size", "update_extra_interval", "mark_untrained", "dt_gamma", "density_thresh", "num_rays")
 MESH_FLAGS = ("mcubes_reso", "env_reso", "clean_min_f", "clean_min_d", "decimate_target", "mesh_texture", "mesh_visibility_culling")
 
 
@@ -22,7 +24,7 @@ def check_options(options):
     _check_run(options)
     _check_images(options)
     _check_sampling(options)
-    _check_proposals(options)
+    _check_placement(options)
     _check_mining(options)
     _check_poses(options)
     _check_export(options)
@@ -82,12 +84,22 @@ def _check_sampling(options):
         raise UserError(f"--mark_untrained closes cells of uncontracted space and does not go with {cause}; drop one of the two.")
 
 
-def _check_proposals(options):
-    """What acts on proposal networks needs them."""
-    named = [name for name in ("num_steps", "lambda_proposal", "lambda_distort", "anneal_steps") if name in options.given]
-    if named and options.cuda_ray:
+def _check_placement(options):
+    """What acts on proposal networks needs them, and what acts on the march through an occupancy grid needs that."""
+    if options.cuda_ray:
         cause = "--cuda_ray" if "cuda_ray" in options.given else "-O (which marches through an occupancy grid)"
-        raise UserError(f"--{named[0]} acts on sampling by proposal networks and does not go with {cause}; use -O2, or leave it out.")
+        if named := _first_given(options, PROPOSAL_FLAGS):
+            raise UserError(f"--{named} acts on sampling by proposal networks and does not go with {cause}; use -O2, or leave it out.")
+        if "background" in options.given and options.background == "last_sample":
+            raise UserError(f"--background last_sample lets the last sample of a ray fill what is behind it, and a ray has no last one with {cause}; give white or random.")
+    elif named := _first_given(options, GRID_FLAGS):
+        cause = "-O2 (which samples by proposal networks)" if options.O2 else "sampling by proposal networks"
+        raise UserError(f"--{named} acts on the march through an occupancy grid and does not go with {cause}; use -O or --cuda_ray, or leave it out.")
+
+
+def _first_given(options, names):
+    """The first of the names that was typed and asks for something, or None."""
+    return next((name for name in names if name in options.given and getattr(options, name) is not False), None)
 
 
 def _check_mining(options):
@@ -96,6 +108,11 @@ def _check_mining(options):
         raise UserError(f"--{knobs[0]} acts on hard sample mining, which is off; add --hsm.")
     if "hsm_fraction" in knobs and options.hsm_budget != "fixed":
         raise UserError(f"--hsm_fraction acts with --hsm_budget fixed, not with --hsm_budget {options.hsm_budget}; change one of the two.")
+    if "hsm_fraction" in knobs and not options.hsm_floor <= options.hsm_fraction <= options.hsm_cap:
+        limit = "floor" if options.hsm_fraction < options.hsm_floor else "cap"
+        raise UserError(f"--hsm_fraction {value_text(options.hsm_fraction)} is beyond --hsm_{limit} {value_text(getattr(options, f'hsm_{limit}'))}; change one of the two.")
+    if options.hsm_alpha and options.hsm_draw == "top":
+        raise UserError("--hsm_alpha divides by the probability of being drawn, which --hsm_draw top does not have; drop one of the two.")
     if options.hsm_floor > options.hsm_cap:
         floor, cap = value_text(options.hsm_floor), value_text(options.hsm_cap)
         raise UserError(f"--hsm_floor {floor} is above --hsm_cap {cap}; lower the floor or raise the cap.")

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from nerf.errors import UserError
-from nerf.files import atomic_file
+from nerf.files import write_file
 from nerf.option_checks import check_options, check_presets
 from nerf.option_text import USAGE, flag_fields, help_text, table_text, value_type
 
@@ -70,7 +70,7 @@ class Options:
     preload: bool = _scene(False, "let --image_cache auto keep the photos on the GPU")
     random_image_batch: bool = _scene(False, "let each ray of a step come from its own photo, rather than all from one")
     downscale: int = _scene(1, "divide the photos' size by this", low=1, high=64)
-    bound: float | None = _scene(None, "half side of the scene's cube", above=0, high=1024, automatic="from the scene")
+    bound: float | None = _scene(None, "half side of the scene's cube", above=0, high=512, automatic="from the scene")
     scale: float = _scene(-1.0, "multiply camera positions by this; -1 = automatic")
     offset: tuple[float, float, float] = _scene((0.0, 0.0, 0.0), "add this to camera positions, after scaling")
     enable_cam_near_far: bool = _scene(False, "take each photo's near and far from the sparse points it sees")
@@ -201,10 +201,9 @@ def prepare_workspace(options):
 
 
 def save_options(options, workspace):
-    """Write WORKSPACE/options.json: name and value of every flag in the order of the fields, plain types, all or nothing."""
+    """Write WORKSPACE/options.json: name and value of every flag in the order of the fields, plain types, all or nothing. Raises UserError where that fails."""
     values = {entry.name: getattr(options, entry.name) for entry in flag_fields(Options)}
-    with atomic_file(Path(workspace) / "options.json") as file:
-        file.write((json.dumps(values, indent=2) + "\n").encode())
+    write_file(Path(workspace) / "options.json", (json.dumps(values, indent=2) + "\n").encode())
 
 
 def options_table(options):

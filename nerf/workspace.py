@@ -3,9 +3,10 @@
 import json
 
 from nerf.checkpoint import later_checkpoints
-from nerf.files import atomic_file
+from nerf.files import atomic_file, drop_broken_line, writable
 
-OF_A_RUN = ("checkpoints", "validation", "results", "mesh", "points", "run", "history.jsonl", "scalars.jsonl", "options.json")
+HISTORY = "history.jsonl"
+OF_A_RUN = ("checkpoints", "validation", "results", "mesh", "points", "run", HISTORY, "scalars.jsonl", "options.json", "poses.json")
 
 
 def set_aside(folder):
@@ -20,11 +21,19 @@ def set_aside(folder):
 def go_on_from(folder, step):
     """Prepares a workspace for a run that goes on from a step: later checkpoints are moved into WORKSPACE/previous_K, and the history ends at the step."""
     _move(folder, later_checkpoints(folder / "checkpoints", step))
-    path = folder / "history.jsonl"
+    path = folder / HISTORY
+    drop_broken_line(path)
     if path.exists():
         lines = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
         with atomic_file(path) as file:
             file.write("".join(line + "\n" for line in lines).encode())
+
+
+def add_to_history(folder, line):
+    """Appends a validation's numbers, a dictionary, to WORKSPACE/history.jsonl. Raises UserError where that cannot be written."""
+    path = folder / HISTORY
+    with writable(path), open(path, "a") as file:
+        file.write(json.dumps(line) + "\n")
 
 
 def _move(folder, paths):

@@ -78,8 +78,9 @@ def make_trainer(demo_scene, tmp_path):
     from nerf.training import Trainer
 
     def make(*flags, scene=demo_scene, folder=tmp_path / "run", device="cpu", preset="-O"):
-        small = [] if device == "cuda" else ["--num_points", "4096", "--grid_size", "32", "--log2_table_size", "13"]
-        model = ["-O", "--max_steps", "128", "--bound", "2"] if preset == "-O" else [preset]
+        small = [] if device == "cuda" else ["--num_points", "4096", "--log2_table_size", "13"]
+        grid = [] if device == "cuda" else ["--grid_size", "32"]
+        model = ["-O", "--max_steps", "128", "--bound", "2", *grid] if preset == "-O" else [preset]
         argv = [str(scene), *model, "--workspace", str(folder), *small, *flags]
         options = resolve(parse_options(argv), torch.device(device))
         folder.mkdir(exist_ok=True)

@@ -85,7 +85,7 @@ def test_a_negation_beats_the_preset_wherever_it_stands(line):
 
 @pytest.mark.parametrize("name", SWITCHES)
 def test_every_switch_has_a_negation(name):
-    companions = {"test_no_video": " --test", "test_no_mesh": " --test"}.get(name, "")
+    companions = {"test_no_video": " --test", "test_no_mesh": " --test", "mark_untrained": " --cuda_ray"}.get(name, "")
     assert getattr(parse(f"scene --{name}{companions}"), name) is True
     assert getattr(parse(f"scene --{name}{companions} --no-{name}"), name) is False
 
@@ -122,6 +122,14 @@ def test_negative_numbers_are_values(value):
         ("--mark_untrained --contract", ["--mark_untrained", "--contract"]),
         ("-O --mark_untrained --contract", ["--mark_untrained", "--contract"]),
         ("-O2 --mark_untrained", ["--mark_untrained", "-O2"]),
+        ("-O2 --no-contract --mark_untrained", ["--mark_untrained", "-O2"]),
+        ("-O2 --grid_size 64", ["--grid_size", "-O2"]),
+        ("--num_rays 100", ["--num_rays", "-O"]),
+        ("-O --max_ray_batch 5", ["--max_ray_batch", "-O"]),
+        ("-O --background last_sample", ["--background last_sample", "-O"]),
+        ("--hsm --hsm_draw top --hsm_alpha 1", ["--hsm_draw top", "--hsm_alpha"]),
+        ("--hsm --hsm_budget fixed --hsm_fraction 0.8", ["--hsm_fraction 0.8", "--hsm_cap 0.5"]),
+        ("--hsm --hsm_budget fixed --hsm_fraction 0.01", ["--hsm_fraction 0.01", "--hsm_floor 0.05"]),
         ("--eval_cnt 3 --val_checkpoint 60", ["--eval_cnt", "--val_checkpoint"]),
         ("--pose_lr 1e-3", ["--pose_lr", "--refine_poses"]),
         ("--export_points 100", ["--export_points", "--test"]),
@@ -143,7 +151,10 @@ def test_contradictions_name_both_flags(line, named):
         "--gui --test",
         "--eval_cnt 0 --val_checkpoint 60",
         "--hsm --hsm_budget fixed --hsm_fraction 0.2",
-        "-O2 --no-contract --mark_untrained",
+        "-O2 --no-mark_untrained --no-adaptive_num_rays",
+        "--cuda_ray --background random --grid_size 64",
+        "--hsm --hsm_draw top --hsm_alpha 0",
+        "--hsm --hsm_budget fixed --hsm_fraction 0.8 --hsm_cap 1",
         "--test --ckpt best --test_no_video",
         "--scale 0.33",
     ],
@@ -231,7 +242,7 @@ def test_resolve_settles_sizes_for_the_device_and_leaves_what_was_given():
     assert (on_gpu.grid_size, on_gpu.num_points, on_gpu.max_steps, on_gpu.log2_table_size) == (128, 2**18, 1024, 19)
     assert (on_cpu.grid_size, on_cpu.num_points, on_cpu.max_steps, on_cpu.log2_table_size) == (64, 2**14, 256, 15)
     assert on_cpu.bound is None and on_cpu.implied == options.implied
-    assert resolve(parse("scene --grid_size 32"), "cpu").grid_size == 32
+    assert resolve(parse("scene -O --grid_size 32"), "cpu").grid_size == 32
 
 
 def test_saved_options_are_plain_whole_and_in_order(tmp_path):
