@@ -16,7 +16,7 @@ from nerf.files import atomic_file, remove_partial_files
 from nerf.option_text import flag_fields, value_text
 from nerf.options import Options
 
-FORMAT = "hsm checkpoint 2"
+FORMAT = "hsm checkpoint 3"
 STEP_NAME = re.compile(r"step_(\d+)\.pth")
 BEST = "best.pth"
 MODEL_PARTS = ("model", "field", "sampler")

@@ -84,6 +84,11 @@ class RayCount:
         self.adaptive, self.capacity, self.samples = adaptive, capacity, samples
         self.value = torch.full((1,), min(first, capacity), dtype=torch.int32, device=device)
 
+    def load(self, saved):
+        """Goes on from a saved number of rays [1], where it follows the samples; else the number is that of the options."""
+        if self.adaptive:
+            self.value.copy_(saved.clamp(max=self.capacity))
+
     def adapt(self, counts):
         """Follows the samples that the rays of the last step wanted: counts [3] of a Packing."""
         if self.adaptive:

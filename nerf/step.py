@@ -175,7 +175,7 @@ class TrainingStep:
             self.poses.load(state["twists"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.miner.load_state_dict(state["miner"])
-        self.ray_count.value.copy_(state["rays"])
+        self.ray_count.load(state["rays"])
         for generator, saved in zip((self.generator, self.source.generator), state["generators"], strict=True):
             generator.set_state(saved.cpu())
         self.numbers.zero_()

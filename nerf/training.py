@@ -1,16 +1,14 @@
 """The training loop: when to step, look at the grid, validate, save, and stop. What a step does is nerf/step.py."""
 
-import json
 import math
 import signal
 import sys
-import time
 
 import numpy as np
 import torch
 from torch import nn
 
-from nerf import checkpoint
+from nerf import checkpoint, workspace
 from nerf.clock import TrainingClock
 from nerf.console import Progress, Scalars
 from nerf.ema import ExponentialMovingAverage
@@ -19,6 +17,7 @@ from nerf.evaluation import evaluate
 from nerf.model import build_model
 from nerf.rays import RaySource, Views
 from nerf.readout import Readout
+from nerf.scene_identity import check_scene, scene_state
 from nerf.step import StepNumbers, TrainingStep
 from nerf.volume import density
 
@@ -88,6 +87,7 @@ class Trainer:
         """
         display = Progress(self.options.iters if "iters" in self.options.given else None)
         scalars = Scalars(self.folder)
+        began = self.step.steps
         self._align_schedules()
         self._take_snapshot()
         if self.device.type == "cuda":
@@ -100,13 +100,13 @@ class Trainer:
                     self._after_step(display, scalars)
                     if self.viewer and self.step.steps % READ_INTERVAL == 0:
                         self.viewer.refresh(lambda: stop.signal is not None)
+                stopped = stop.signal
                 with self.clock.paused():
-                    self.save()
-                    if self.step.poses:
-                        self.step.poses.save(self.folder / "poses.json", [self.scene.names[i] for i in self.scene.train])
-                    if stop.signal is None:
-                        self._finish(display, scalars)
-            return stop.signal
+                    if self.step.steps > began:
+                        self._close_training(display)
+                    if stopped is None:
+                        self._finish(display, scalars, trained=self.step.steps > began)
+            return stopped
         finally:
             display.close()
             scalars.close()
@@ -156,11 +156,22 @@ class Trainer:
     def _density(self, positions):
         return density(self.model.field.density(positions))
 
-    def _keep(self, display, scalars):
-        """With the clock stopped: checks that all is finite, then snapshot, validation and checkpoint as they are due."""
+    def _is_sound(self, display):
+        """Waits for the last step and, where a loss was not finite, goes back to the last good state; True where all is finite."""
         self.readout.push(self.step.steps, self.step.numbers)
         self.readout.wait()
-        if self._restore_if_bad(display):
+        return not self._restore_if_bad(display)
+
+    def _close_training(self, display):
+        """What the last step of a run, or of a part of it, leaves: a checkpoint, and the poses if they were refined."""
+        self._is_sound(display)
+        self.save()
+        if self.step.poses:
+            self.step.poses.save(self.folder / "poses.json", [self.scene.names[i] for i in self.scene.train])
+
+    def _keep(self, display, scalars):
+        """With the clock stopped: checks that all is finite, then snapshot, validation and checkpoint as they are due."""
+        if not self._is_sound(display):
             return
         self._take_snapshot()
         if self.progress() < 1 and self._save_due():
@@ -179,7 +190,7 @@ class Trainer:
             "b/B": f"{numbers.hard / max(numbers.samples, 1):.2f}",
             "ms/step": f"{1000 * self.seconds_per_step():.2f}",
             "memory": f"{self.peak_memory():.0f} MiB",
-            "left": time.strftime("%H:%M:%S", time.gmtime(max(left, 0))),
+            "left": hours(left),
         }
 
     def seconds_per_step(self):
@@ -209,9 +220,8 @@ class Trainer:
         }  # fmt: skip
         result = self.evaluate(folder, **options)
         line |= {key: result[key] for key in ("psnr", "ssim", "lpips", "frames_per_second")}
-        with open(self.folder / "history.jsonl", "a") as file:
-            file.write(json.dumps(line) + "\n")
-        scalars.add(self.step.steps, {"validation/psnr": line["psnr"], "validation/ssim": line["ssim"]})
+        workspace.add_to_history(self.folder, line)
+        scalars.add(self.step.steps, {f"validation/{name}": line[name] for name in ("psnr", "ssim") if line[name] is not None})
         display.print(f"step {self.step.steps}, {self.clock.seconds:.1f} s: held-out PSNR {_number(line['psnr'], 2)}, SSIM {_number(line['ssim'], 4)}")
         self.validations += 1
         if line["psnr"] is not None and result["non_finite"] == 0 and line["psnr"] > self.best_psnr:
@@ -221,10 +231,15 @@ class Trainer:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
 
-    def _finish(self, display, scalars):
-        """The last validation; what --test measures is in WORKSPACE/results, also where a scene has other photos to test on than to validate on."""
+    def _finish(self, display, scalars, trained):
+        """The last validation; what --test measures is in WORKSPACE/results, also where a scene has other photos to test on than to validate on.
+
+        trained: whether this process did any step; where a finished run is started again there is nothing to tell of its steps.
+        """
         results = self.folder / "results"
-        if np.array_equal(self.scene.val, self.scene.test):
+        if not trained:
+            self.evaluate(results, self.scene.test, report=display.print)
+        elif np.array_equal(self.scene.val, self.scene.test):
             self._validate(display, scalars, results, report=display.print)
         else:
             self._validate(display, scalars, self._validation_folder(), pictures=1)
@@ -247,28 +262,34 @@ class Trainer:
     def state_dict(self):
         """Everything that a resumed run needs: tensors and plain types only."""
         return {
-            "signature": self.signature(), "step": self.step.steps, "training_time": self.clock.seconds, "best_psnr": self.best_psnr,
+            "signature": self.signature(), "scene": scene_state(self.scene), "step": self.step.steps, "training_time": self.clock.seconds, "best_psnr": self.best_psnr,
             "field": self.model.field.state_dict(), "sampler": self.model.sampler.state_dict(), "ema": self.ema.state_dict(),
             "training": self.step.state_dict(), "scheduler": self.scheduler.state_dict(),
         }  # fmt: skip
 
     def load_state_dict(self, state):
-        """Continues from a state; a device different from the one that made it will do."""
+        """Continues from a state; a device different from the one that made it will do, and so will other --lr and --pose_lr."""
+        rates = [rate.clone() for rate in self.scheduler.base_lrs]
         self.model.field.load_state_dict(state["field"])
         self.model.sampler.load_state_dict(state["sampler"])
         self.ema.load_state_dict(state["ema"])
         self.step.load_state_dict(state["training"])
         self.scheduler.load_state_dict(state["scheduler"])
+        self.scheduler.base_lrs = rates
+        for group, rate in zip(self.step.optimizer.param_groups, rates, strict=True):
+            group["lr"] *= rate / group["initial_lr"]
+            group["initial_lr"].copy_(rate)
         self.best_psnr = state["best_psnr"]
 
     def resume(self, path):
         """Takes the state of a checkpoint.
 
         Raises:
-            UserError: the file cannot be read, or is of another network or a scene placed otherwise.
+            UserError: the file cannot be read, or is of another network or scene, or of a scene placed otherwise.
         """
         state = checkpoint.load_checkpoint(path, self.device)
         checkpoint.check_signature(state["signature"], self.signature(), path)
+        check_scene(state["scene"], self.scene, path, self.options.refine_poses or self.options.appearance)
         self.load_state_dict(state)
         self.clock = TrainingClock(self.device, state["training_time"])
         self._last_read = (self.step.steps, self.clock.seconds)
@@ -308,6 +329,12 @@ class Trainer:
         self.readout.push(self.step.steps, self.step.numbers)
         self.readout.wait()
         return True
+
+
+def hours(seconds):
+    """Seconds as hours, minutes and seconds, such as 25:03:09; none below zero."""
+    minutes, seconds = divmod(int(max(seconds, 0)), 60)
+    return f"{minutes // 60:02d}:{minutes % 60:02d}:{seconds:02d}"
 
 
 def _number(value, digits):
