@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import random
+import shutil
 
 import numpy as np
 import pytest
@@ -107,6 +108,21 @@ def test_split_files_that_are_not_all_there(tmp_path):
     ring_transforms(tmp_path, "transforms_test.json", 2, "test")
     scene = load_scene(nerf(tmp_path))
     assert scene.val.tolist() == scene.test.tolist() == [9, 10] and len(scene.train) == 9
+
+
+def test_held_out_views_may_be_cameras_alone(tmp_path):
+    """As BlenderNeRF exports its test views."""
+    for split, count in (("train", 9), ("val", 2), ("test", 3)):
+        ring_transforms(tmp_path, f"transforms_{split}.json", count, split)
+    shutil.rmtree(tmp_path / "test")
+    scene = load_scene(nerf(tmp_path))
+    assert [part.tolist() for part in (scene.train, scene.val, scene.test)] == [list(range(9)), [9, 10], [9, 10]]
+    assert any("transforms_test.json: none of its 3 photos is there" in note for note in scene.notes)
+    shutil.rmtree(tmp_path / "val")
+    assert load_scene(nerf(tmp_path)).val.tolist() == [0, 8]
+    shutil.rmtree(tmp_path / "train")
+    with pytest.raises(UserError, match="transforms_train.json: none of the 9 photos"):
+        load_scene(nerf(tmp_path))
 
 
 def test_split_files_of_real_photos_are_recentred(tmp_path):

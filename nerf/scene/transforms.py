@@ -51,7 +51,8 @@ def find_transforms(root):
 def read_transforms(root, options):
     """Capture of the transforms scene in folder `root`.
 
-    options: downscale. Raises UserError for a missing or malformed file, or where no photo is found.
+    options: downscale. Raises UserError for a missing or malformed file, or where no photo to train on is found: files of held-out views
+    may be there for their cameras alone.
     """
     file = root / SINGLE
     if file.is_file():
@@ -151,10 +152,12 @@ def _capture(root, source, options, frames, splits, notes, points=None, region=N
 
 
 def _read_file(file, downscale):
-    """What one file says, its frames whose photos exist, in its order, and notes."""
+    """What one file says, its frames whose photos exist, in its order, and notes. Only a file of held-out views may have no such frame."""
     head = _load(file)
     frames = [_frame(file, head, entry, i, downscale) for i, entry in enumerate(head["frames"])]
     kept = [frame for frame in frames if os.path.isfile(frame.file)]
+    if not kept and file.name in SPLITS[1:]:
+        return head, kept, [f"{file.name}: none of its {len(frames)} photos is there (looked for {frames[0].file} and others), so it is left out"]
     if not kept:
         raise UserError(f"{file}: none of the {len(frames)} photos that it names is there (looked for {frames[0].file} and others); "
                         "put the photos there or correct file_path")
