@@ -115,6 +115,52 @@ def test_downscale(tmp_path):
             load_scene(options(tmp_path, downscale=downscale))
 
 
+def write_llff_layout(root, smaller):
+    """A scene as in nerf_llff_data: photos IMG_*.JPG, whose reductions have the names `smaller`."""
+    cameras, images, points = ring_model()
+    images = [(f"IMG_{4026 + i}.JPG", *image[1:]) for i, image in enumerate(images)]
+    write_binary(root / "sparse" / "0", cameras, images, points)
+    for image in images:
+        write_photo(root / "images" / image[0])
+    return [write_photo(root / "images_4" / name, size=(16, 12), seed=i) for i, name in enumerate(smaller)]
+
+
+@pytest.mark.parametrize("name", ["image{:03d}.png", "IMG_{}.png"])
+def test_reduced_photos_with_names_of_their_own(tmp_path, name):
+    pixels = write_llff_layout(tmp_path, [name.format(i + 4026 * name.startswith("IMG")) for i in range(9)])
+    scene = load_scene(options(tmp_path, downscale=4))
+    assert scene.names[3] == "IMG_4029.JPG" and np.allclose(scene.cameras.intrinsics, [15, 61 / 4, 8, 6])
+    assert all(np.array_equal(scene.photos.image(i, (16, 12)), pixels[i]) for i in range(9))
+    assert any("such as image000.png for IMG_4026.JPG" in note for note in scene.notes) == name.startswith("image")
+
+
+def test_reduced_photos_that_are_not_all_there(tmp_path):
+    """Names that cannot be told apart are not guessed: such photos are reduced here."""
+    pixels = write_llff_layout(tmp_path, ["IMG_4026.JPG", "IMG_4027.png", "IMG_4028.png", "IMG_4028.bmp", "other.png"])
+    capture = read_colmap(tmp_path, options(tmp_path, downscale=4))
+    assert [file.relative_to(tmp_path).as_posix() for file in capture.files[:4]] == ["images_4/IMG_4026.JPG", "images_4/IMG_4027.png", "images/IMG_4028.JPG", "images/IMG_4029.JPG"]
+    assert capture.at_full_size.tolist() == [False] * 2 + [True] * 7 and any("7 photos are not in images_4" in note for note in capture.notes)
+    scene = load_scene(options(tmp_path, downscale=4))
+    assert (scene.cameras.sizes == (16, 12)).all() and np.array_equal(scene.photos.image(1, (16, 12)), pixels[1])
+    shutil.rmtree(tmp_path / "images")
+    assert read_colmap(tmp_path, options(tmp_path, downscale=4)).names == ["IMG_4026.JPG", "IMG_4027.JPG"]
+
+
+@pytest.mark.parametrize("folder", ["images/", "left eye/", ""])
+def test_names_below_the_scene_folder(tmp_path, folder):
+    """COLMAP was run with the scene's own folder as --image_path."""
+    cameras, images, points = ring_model()
+    images = [(f"{folder}{image[0]}", *image[1:]) for image in images]
+    write_binary(tmp_path / "sparse" / "0", cameras, images, points)
+    for i, image in enumerate(images):
+        write_photo(tmp_path / image[0], seed=i)
+        if folder:
+            write_photo(tmp_path / f"{folder[:-1]}_2" / f"{i:03d}.png", size=(32, 24))
+    assert load_scene(options(tmp_path)).names[8] == f"{folder}008.png"
+    capture = read_colmap(tmp_path, options(tmp_path, downscale=2))
+    assert capture.files[8] == tmp_path / (f"{folder[:-1]}_2/008.png" if folder else "008.png") and capture.at_full_size.all() == (not folder)
+
+
 def test_no_model(tmp_path):
     with pytest.raises(UserError, match="the folder is empty"):
         load_scene(options(tmp_path))

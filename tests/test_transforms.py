@@ -12,7 +12,14 @@ import pytest
 from nerf.errors import UserError
 from nerf.scene import FISHEYE, PERSPECTIVE, load_scene
 from nerf.scene.transforms import read_transforms
-from scene_files import options, ring_scene, ring_transforms, save_transforms, write_mask
+from scene_files import (
+    options,
+    ring_scene,
+    ring_transforms,
+    save_transforms,
+    write_mask,
+    write_photo,
+)
 
 
 def nerf(root, **changes):
@@ -144,6 +151,21 @@ def test_reduced_folder(tmp_path):
     save_transforms(tmp_path, content)
     scene = load_scene(nerf(tmp_path, downscale=2))
     assert (scene.cameras.sizes == (64, 48)).all() and np.allclose(scene.cameras.intrinsics[0], [60, 61, 32, 24])
+
+
+@pytest.mark.parametrize("stated", ["{root}/images/{name}.png", "images/{name}", "../elsewhere/{name}.png", "{root}/../elsewhere/{name}.png"])
+def test_reduced_photos_of_paths_of_all_kinds(tmp_path, stated):
+    """images_2 serves what is in images; a photo that lies elsewhere is reduced here."""
+    root = tmp_path / "scene"
+    content = ring_transforms(root)
+    for i, frame in enumerate(content["frames"]):
+        frame["file_path"] = stated.format(root=root, name=f"{i:03d}")
+        write_photo(root / "images_2" / f"{i:03d}.png", size=(32, 24))
+    if "elsewhere" in stated:
+        (root / "images").rename(tmp_path / "elsewhere")
+    save_transforms(root, content)
+    capture, scene = read_transforms(root, nerf(root, downscale=2)), load_scene(nerf(root, downscale=2))
+    assert capture.at_full_size.all() == ("elsewhere" in stated) and (scene.cameras.sizes == (32, 24)).all()
 
 
 def test_missing_photos(tmp_path):

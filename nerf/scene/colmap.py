@@ -1,4 +1,4 @@
-"""Reader of COLMAP scenes: a sparse model beside a folder `images` (and, for `--downscale N`, `images_N`)."""
+"""Reader of COLMAP scenes: a sparse model beside a folder `images` (and, for `--downscale N`, `images_N`), or beside the photos themselves."""
 
 import os
 from itertools import pairwise
@@ -9,8 +9,9 @@ from nerf.errors import UserError
 from nerf.scene.cameras import FISHEYE, OPENCV_TO_OPENGL, PERSPECTIVE
 from nerf.scene.capture import Capture
 from nerf.scene.colmap_model import model_kind, read_model
-from nerf.scene.folder import listing, reduced
+from nerf.scene.folder import listing
 from nerf.scene.masks import named_masks
+from nerf.scene.photo_places import photo_places
 
 MODEL_FOLDERS = ("sparse/0", "colmap_sparse/0", "colmap", "sparse", "colmap/sparse/0")
 
@@ -30,10 +31,9 @@ def read_colmap(root, options):
     twice = next((one.name for one, other in pairwise(registered) if one.name == other.name), None)
     if twice:
         raise UserError(f"{model.folder}: the model registers {twice} twice, so one of the two poses is wrong; run COLMAP again")
-    places = [reduced(root, f"images/{image.name}", options.downscale) for image in registered]
+    names, places, moved = _photos(root, [image.name for image in registered], options.downscale)
     there = [os.path.isfile(place) for place in places]
-    images = [image for image, is_there in zip(registered, there, strict=True) if is_there]
-    files = [place for place, is_there in zip(places, there, strict=True) if is_there]
+    images, names, files = ([one for one, is_there in zip(every, there, strict=True) if is_there] for every in (registered, names, places))
     if not files:
         raise UserError(_no_photo(root, model, registered, places))
     cameras = [model.cameras[image.camera] for image in images]
@@ -43,13 +43,26 @@ def read_colmap(root, options):
     masks, notes = named_masks(root, [image.name for image in images], options.downscale)
     return Capture(
         source=model.folder, files=files, names=[image.name for image in images],
-        at_full_size=np.array([file == root / "images" / image.name for file, image in zip(files, images, strict=True)]),
+        at_full_size=np.array([file == root / name for file, name in zip(files, names, strict=True)]),
         full_sizes=np.array([[camera.width, camera.height] for camera in cameras], dtype=np.float64),
         poses=poses, intrinsics=intrinsics, distortion=distortion,
         lens=np.array([FISHEYE if "FISHEYE" in camera.model else PERSPECTIVE for camera in cameras], dtype=np.int32),
         points=model.points if len(model.points) else None,
         seen=[_rows_of(image.point_ids, model.point_ids) for image in images] if len(model.points) else None,
-        masks=masks, notes=[*_notes(root, model, cameras, files, registered), *notes])
+        masks=masks, notes=[*_notes(root, model, cameras, files, registered), *moved, *notes])
+
+
+def _photos(root, registered, downscale):
+    """Paths below `root` of the photos with COLMAP's names `registered`, then places and notes as of photo_places.
+
+    The names are paths below images/, or, where `root` itself was the photo folder, below that.
+    """
+    names = [f"images/{name}" for name in registered]
+    found = names, *photo_places(root, names, downscale)
+    if any(map(os.path.isfile, found[1])):
+        return found
+    at_root = registered, *photo_places(root, registered, downscale)
+    return at_root if any(map(os.path.isfile, at_root[1])) else found
 
 
 def _no_photo(root, model, registered, places):

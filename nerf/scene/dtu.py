@@ -12,6 +12,7 @@ from nerf.scene.capture import Capture
 from nerf.scene.folder import listing, photo_files, reduced
 from nerf.scene.masks import named_masks
 from nerf.scene.numpy_file import parse_npz
+from nerf.scene.photo_places import photo_places
 from nerf.scene.photos import read_headers
 
 FILES = ("cameras_sphere.npz", "cameras.npz")
@@ -37,7 +38,7 @@ def read_dtu(root, options):
     full = photo_files(folder)
     projections, framed = _projections(file, len(full), folder)
     names = [photo.name for photo in full]
-    files = [reduced(root, f"{folder.name}/{name}", options.downscale) for name in names]
+    files, moved = photo_places(root, [f"{folder.name}/{name}" for name in names], options.downscale)
     masks, notes = _masks(root, names, options.downscale)
     if masks:
         notes.append("what the masks leave out is usually the table under the object; move them elsewhere to learn it too, with a larger --bound")
@@ -46,7 +47,7 @@ def read_dtu(root, options):
         source=file, files=files, names=names, at_full_size=np.array([one == other for one, other in zip(files, full, strict=True)]),
         full_sizes=read_headers(full).sizes.astype(np.float64), poses=np.stack(poses), intrinsics=np.array(intrinsics),
         distortion=np.zeros((len(full), 6)), lens=np.full(len(full), PERSPECTIVE, dtype=np.int32), framed=framed, masks=masks,
-        notes=[f"{len(full)} photos from {file}", *notes])
+        notes=[f"{len(full)} photos from {file}", *moved, *notes])
 
 
 def _masks(root, names, downscale):

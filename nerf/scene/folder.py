@@ -38,6 +38,19 @@ def photo_files(folder):
     return sorted(entry for entry in folder.iterdir() if not entry.name.startswith(".") and entry.suffix.lower() in PHOTO_ENDINGS and entry.is_file())
 
 
+def photos_below(folder):
+    """The photos in `folder` and its sub-folders, as photo_files, in the order of their paths. Linked sub-folders count, but for those that lead back."""
+
+    def walk(place, above):
+        real = os.path.realpath(place)
+        if real in above:
+            return []
+        folders = [entry for entry in place.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+        return photo_files(place) + [photo for inner in folders for photo in walk(inner, {*above, real})]
+
+    return sorted(walk(folder, set()))
+
+
 def reduced(root, relative, downscale):
     """Where to look for the photo `relative` (say images/a/b.jpg): in images_N where that folder exists, else where it is at full size."""
     relative = Path(relative)

@@ -10,6 +10,7 @@ import numpy as np
 from nerf.errors import UserError
 from nerf.scene.cameras import FISHEYE, PERSPECTIVE
 from nerf.scene.folder import reduced
+from nerf.scene.photo_places import photo_places
 
 SINGLE = "transforms.json"
 SPLITS = ("transforms_train.json", "transforms_val.json", "transforms_test.json")
@@ -37,7 +38,10 @@ class Frame:
 def read_file(file, downscale):
     """What one file says, its frames whose photos exist, in its order, and notes. Only a file of held-out views may have no such frame."""
     head = _load(file)
-    frames = [_frame(file, head, entry, i, downscale) for i, entry in enumerate(head["frames"])]
+    names = [_name(file, entry, i) for i, entry in enumerate(head["frames"])]
+    full = [_full_size(file.parent, name) for name in names]
+    places, notes = photo_places(file.parent, full, downscale)
+    frames = [_frame(file, head, i, *photo, downscale) for i, photo in enumerate(zip(names, places, full, strict=True))]
     kept = [frame for frame in frames if os.path.isfile(frame.file)]
     if not kept and file.name in SPLITS[1:]:
         return head, kept, [f"{file.name}: none of its {len(frames)} photos is there (looked for {frames[0].file} and others), so it is left out"]
@@ -47,7 +51,6 @@ def read_file(file, downscale):
     bare = next((frame for frame in kept if frame.mask and not os.path.isfile(frame.mask)), None)
     if bare:
         raise UserError(f"{file}: the mask_path of {bare.name} names {bare.mask}, which is not there; put it there or remove mask_path")
-    notes = []
     if len(kept) < len(frames):
         notes.append(f"{file.name}: {len(frames) - len(kept)} of {len(frames)} frames have no photo and were skipped")
     if "applied_transform" in head:
@@ -71,11 +74,16 @@ def _load(file):
     return head
 
 
-def _frame(file, head, entry, i, downscale):
-    where = f"{file}: frame {i}"
+def _name(file, entry, i):
+    """The path of frame i's photo, as the file states it."""
     if not isinstance(entry, dict) or not isinstance(entry.get("file_path"), str) or not entry["file_path"]:
-        raise UserError(f"{where} has no file_path; {REMEDY}")
-    where += f" ({entry['file_path']})"
+        raise UserError(f"{file}: frame {i} has no file_path; {REMEDY}")
+    return posix(entry["file_path"])
+
+
+def _frame(file, head, i, name, photo, full, downscale):
+    entry = head["frames"][i]
+    where = f"{file}: frame {i} ({entry['file_path']})"
 
     def lookup(key, default=None):
         value = entry.get(key, head.get(key))
@@ -85,9 +93,7 @@ def _frame(file, head, entry, i, downscale):
             raise UserError(f"{where}: {key} is {value!r:.40}, which is no sensible number; {REMEDY}")
         return float(value)
 
-    relative = Path(posix(entry["file_path"]))
-    full, photo = _with_png(file.parent / relative), _with_png(reduced(file.parent, relative, downscale))
-    return Frame(relative.as_posix(), photo, full, _mask(where, file, entry, downscale), _matrix(where, entry), _lens(where, head, entry), lookup)
+    return Frame(name, photo, file.parent / full, _mask(where, file, entry, downscale), _matrix(where, entry), _lens(where, head, entry), lookup)
 
 
 def posix(name):
@@ -103,10 +109,12 @@ def _mask(where, file, entry, downscale):
     return reduced(file.parent, posix(name), downscale)
 
 
-def _with_png(photo):
-    """NeRF-synthetic files leave the extension out."""
-    longer = Path(f"{photo}.png")
-    return longer if not os.path.isfile(photo) and os.path.isfile(longer) else photo
+def _full_size(folder, name):
+    """The path of the photo called `name`, below `folder` where it is there. NeRF-synthetic files leave the extension out."""
+    path = Path(name)
+    path = path.relative_to(folder) if path.is_relative_to(folder) else path
+    longer = Path(f"{path}.png")
+    return longer if not os.path.isfile(folder / path) and os.path.isfile(folder / longer) else path
 
 
 def _matrix(where, entry):
