@@ -18,7 +18,8 @@ from types import SimpleNamespace
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent)]
 from nerf.errors import UserError
 from nerf.scene.colmap import MODEL_FOLDERS, read_colmap
-from nerf.scene.colmap_model import PARAMETERS, model_kind
+from nerf.scene.colmap_model import model_kind
+from nerf.scene.colmap_records import PARAMETERS
 from sfm import place
 from sfm.frames import extract_frames
 from sfm.photos import cameras_of, find_masks, find_photos, masks_for_colmap

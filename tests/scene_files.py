@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 from PIL import Image
 
-from nerf.scene.colmap_model import MODEL_NAMES
+from nerf.scene.colmap_records import MODEL_NAMES
 
 
 def options(path, **changes):
