@@ -17,7 +17,7 @@ from types import SimpleNamespace
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent)]
 from nerf.errors import UserError
-from nerf.scene.colmap import MODEL_FOLDERS, read_colmap
+from nerf.scene.colmap import MODEL_FOLDERS, find_model, read_colmap
 from nerf.scene.colmap_model import model_kind
 from nerf.scene.colmap_records import PARAMETERS
 from sfm import place
@@ -176,15 +176,17 @@ def convert(options, scene):
     """--images without --run_colmap: transforms.json and the report of a model that is there."""
     photos = find_photos(options.images, options.skip_early)
     masks = masks_of(options, scene, photos)
-    folders = [options.colmap_text] if options.colmap_text else [*MODEL_FOLDERS, "colmap_text"]
-    model = next((scene / name for name in folders if model_kind(scene / name)), None)
+    theirs = find_model(scene)
+    text = scene / (options.colmap_text or "colmap_text")
+    model = theirs if theirs and not options.colmap_text else text if model_kind(text) else None
     if model is None:
-        raise UserError(f"{scene}: no COLMAP model in it (looked for {', '.join(folders)}); pass --run_colmap to make one.")
+        looked_for = [text.name] if options.colmap_text else [*MODEL_FOLDERS, text.name]
+        raise UserError(f"{scene}: no COLMAP model in it (looked for {', '.join(looked_for)}); pass --run_colmap to make one.")
     parts = [*DESCRIPTION]
     with place.workroom(scene) as room:
         place.link(room, place.IMAGES, options.images)
         shutil.copytree(model, room / "sparse" / "0")
-        if model not in [scene / name for name in MODEL_FOLDERS]:  # where main.py looks
+        if model != theirs:  # where main.py looks
             place.refuse_to_overwrite(scene, ["sparse"], options.overwrite)
             parts.append("sparse")
         describe(room, scene, photos, masks, options, {}, None)

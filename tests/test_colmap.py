@@ -53,6 +53,29 @@ def test_places(tmp_path, place):
     assert len(load_scene(options(ring_scene(tmp_path, place=place))).cameras) == 9
 
 
+@pytest.mark.parametrize("kind", [".bin", ".txt"])
+def test_the_largest_of_several_models(tmp_path, kind):
+    """COLMAP's mapper numbers the models that it cannot join by their age, not by their size."""
+    write = write_binary if kind == ".bin" else write_text
+    ring_scene(tmp_path, kind=kind)
+    cameras, images, points = ring_model()
+    for number, count in ((0, 2), (2, 9), (10, 9), (11, 3)):
+        write(tmp_path / "sparse" / str(number), cameras, images[:count], points)
+    if kind == ".txt":
+        file = tmp_path / "sparse" / "2" / "images.txt"
+        file.write_text(f"# Image list with two lines of data per image:\n# Number of images: 9, mean observations per image: 200\n{file.read_text()}")
+    capture = read_colmap(tmp_path, options(tmp_path))
+    assert len(capture.names) == 9 and capture.source == tmp_path / "sparse" / "2"
+    assert any("not sparse/10 with 9, sparse/11 with 3, sparse/0 with 2;" in note for note in capture.notes if note.startswith("warning:"))
+    images_file = tmp_path / "sparse" / "2" / f"images{kind}"
+    images_file.write_bytes(b"\xff" * 100)
+    assert read_colmap(tmp_path, options(tmp_path)).source == tmp_path / "sparse" / "10"
+    for number in (0, 10, 11):
+        shutil.rmtree(tmp_path / "sparse" / str(number))
+    with pytest.raises(UserError, match=f"sparse/2/images{kind}: "):
+        read_colmap(tmp_path, options(tmp_path))
+
+
 @pytest.mark.parametrize("model, parameters, intrinsics, distortion, lens", [
     ("SIMPLE_PINHOLE", [60, 32, 24], [60, 60, 32, 24], [0] * 6, PERSPECTIVE),
     ("PINHOLE", [60, 61, 32, 24], [60, 61, 32, 24], [0] * 6, PERSPECTIVE),
@@ -87,7 +110,7 @@ def test_sub_folders_and_missing_photos(tmp_path):
     capture = read_colmap(tmp_path, options(tmp_path))
     assert len(capture.names) == 8 and capture.names[0] == "left/001.png" and capture.names[-1] == "right eye/008.png"
     assert any("1 of 9 registered photos are missing" in note for note in capture.notes)
-    assert any("1 files beside the photos are not registered" in note for note in capture.notes)
+    assert any("1 photos beside these are not registered in sparse/0" in note for note in capture.notes)
     shutil.rmtree(tmp_path / "images")
     with pytest.raises(UserError, match="none of the 9 photos .* which does not exist"):
         read_colmap(tmp_path, options(tmp_path))

@@ -295,6 +295,16 @@ def test_both_doors_lead_to_the_same_scene(scene_data, tmp_path):
     assert other.cameras.near[0] == pytest.approx(one.cameras.near[0], rel=0.3)
 
 
+def test_the_largest_of_several_models_becomes_transforms(tmp_path):
+    scene = ring_scene(tmp_path)
+    (scene / "sparse" / "0").rename(scene / "sparse" / "1")
+    cameras, images, points = ring_model()
+    write_binary(scene / "sparse" / "0", cameras, images[:3], points)
+    assert colmap2nerf.main(["--images", str(scene / "images")]) == 0
+    assert len(json.loads((scene / "transforms.json").read_text())["frames"]) == 9
+    assert sorted(entry.name for entry in (scene / "sparse").iterdir()) == ["0", "1"]
+
+
 def test_a_model_without_points(tmp_path):
     scene = ring_scene(tmp_path)
     (scene / "sparse" / "0" / "points3D.bin").unlink()

@@ -8,8 +8,8 @@ import numpy as np
 from nerf.errors import UserError
 from nerf.scene.cameras import FISHEYE, OPENCV_TO_OPENGL, PERSPECTIVE
 from nerf.scene.capture import Capture
-from nerf.scene.colmap_model import model_kind, read_model
-from nerf.scene.folder import listing
+from nerf.scene.colmap_model import model_kind, numbered_models, read_model
+from nerf.scene.folder import listing, photo_files
 from nerf.scene.masks import named_masks
 from nerf.scene.photo_places import photo_places
 
@@ -17,8 +17,18 @@ MODEL_FOLDERS = ("sparse/0", "colmap_sparse/0", "colmap", "sparse", "colmap/spar
 
 
 def find_model(root):
-    """The folder of the sparse model of the scene in folder `root`, or None."""
-    return next((root / name for name in MODEL_FOLDERS if model_kind(root / name)), None)
+    """The folder of the sparse model of the scene in folder `root`, or None. Of several that COLMAP left side by side, the largest."""
+    return next((folder for _, folder in _found_models(root)), None)
+
+
+def _found_models(root):
+    """(images registered, folder) of the sparse models at the first of MODEL_FOLDERS, the largest first."""
+    for name in MODEL_FOLDERS:
+        place = root / name
+        found = numbered_models(place.parent) if place.name == "0" else [(None, place)] * bool(model_kind(place))
+        if found:
+            return found
+    return []
 
 
 def read_colmap(root, options):
@@ -26,7 +36,8 @@ def read_colmap(root, options):
 
     options: downscale. Raises UserError for a malformed model, and where no photo is found.
     """
-    model = read_model(find_model(root))
+    (_, folder), *others = _found_models(root)
+    model = read_model(folder)
     registered = sorted(model.images, key=lambda image: image.name)
     twice = next((one.name for one, other in pairwise(registered) if one.name == other.name), None)
     if twice:
@@ -49,7 +60,7 @@ def read_colmap(root, options):
         lens=np.array([FISHEYE if "FISHEYE" in camera.model else PERSPECTIVE for camera in cameras], dtype=np.int32),
         points=model.points if len(model.points) else None,
         seen=[_rows_of(image.point_ids, model.point_ids) for image in images] if len(model.points) else None,
-        masks=masks, notes=[*_notes(root, model, cameras, files, registered), *moved, *notes])
+        masks=masks, notes=[*_notes(root, model, cameras, files, registered), *_other_models(root, others), *moved, *notes])
 
 
 def _photos(root, registered, downscale):
@@ -106,9 +117,16 @@ def _notes(root, model, cameras, files, registered):
     if missing:
         notes.append(f"{missing} of {len(registered)} registered photos are missing in {root} and were skipped")
     folders = {file.parent for file in files}
-    unregistered = sum(1 for folder in folders for file in folder.iterdir() if file.is_file()) - len(set(files))
+    unregistered = sum(len(photo_files(folder)) for folder in folders) - len(set(files))
     if unregistered > 0:
-        notes.append(f"{unregistered} files beside the photos are not registered by COLMAP and were skipped")
+        notes.append(f"{unregistered} photos beside these are not registered in {model.folder.relative_to(root)} and were skipped")
     if model.dropped:
         notes.append(f"{model.dropped} sparse points with NaN or inf coordinates were dropped")
     return notes
+
+
+def _other_models(root, others):
+    if not others:
+        return []
+    named = ", ".join(f"{folder.relative_to(root)} with {count}" for count, folder in others)
+    return [f"warning: COLMAP could not join all photos to one model: the largest is taken, and not {named}; photos that show parts of both would join them"]

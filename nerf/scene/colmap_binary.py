@@ -14,6 +14,7 @@ from nerf.scene.colmap_records import (
 )
 
 KEYPOINT = np.dtype([("xy", "<f8", 2), ("point", "<i8")])
+SMALLEST_IMAGE = 64 + 2 + 8  # bytes: numbers, a name of one letter, the number of keypoints
 
 
 class _Bytes:
@@ -67,10 +68,19 @@ def binary_cameras(file, content):
     return cameras
 
 
+def binary_count(file):
+    """How many images an images.bin holds, by its beginning and its size. Raises Malformed and OSError."""
+    with open(file, "rb") as stream:
+        count = _Bytes(file, stream.read(8)).take("Q", "the number of images")[0]
+    if count * SMALLEST_IMAGE > os.path.getsize(file):
+        raise Malformed(f"it claims {count} images, more than it can hold")
+    return count
+
+
 def binary_images(file, content):
     """The ModelImages. Raises Malformed."""
     data = _Bytes(file, content)
-    total, images = data.count(64 + 2 + 8, "images"), []
+    total, images = data.count(SMALLEST_IMAGE, "images"), []
     for i in range(total):
         what = f"image {i + 1} of {total}"
         _, *numbers, camera = data.take("I7dI", what)

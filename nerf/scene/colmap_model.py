@@ -10,12 +10,23 @@ from pathlib import Path
 import numpy as np
 
 from nerf.errors import UserError
-from nerf.scene.colmap_binary import binary_cameras, binary_images, binary_points
+from nerf.scene.colmap_binary import (
+    binary_cameras,
+    binary_count,
+    binary_images,
+    binary_points,
+)
 from nerf.scene.colmap_records import Malformed
-from nerf.scene.colmap_text import text_cameras, text_images, text_points
+from nerf.scene.colmap_text import (
+    text_cameras,
+    text_count,
+    text_images,
+    text_points,
+)
 
 REMEDY = "copy the model again or export it anew from COLMAP"
 READERS = {".bin": (binary_cameras, binary_images, binary_points), ".txt": (text_cameras, text_images, text_points)}
+COUNTS = {".bin": binary_count, ".txt": text_count}
 
 
 @dataclass(frozen=True)
@@ -57,6 +68,22 @@ def model_kind(folder):
         if (folder / f"cameras{kind}").is_file() and (folder / f"images{kind}").is_file():
             return kind
     return None
+
+
+def numbered_models(folder):
+    """(images registered, its folder) of each sparse model in folder/0, folder/1, ..., as COLMAP's mapper leaves those that it cannot join; the
+    largest first, of equals that of the smaller number."""
+    places = sorted((place for place in folder.glob("*") if place.name.isdecimal() and model_kind(place)), key=lambda place: int(place.name))
+    return sorted(((_registered(place), place) for place in places), key=lambda model: -model[0])
+
+
+def _registered(folder):
+    """How many images a model registers, 0 where its file cannot be that of a model: why is told when it is read."""
+    kind = model_kind(folder)
+    try:
+        return COUNTS[kind](folder / f"images{kind}")
+    except (OSError, Malformed):
+        return 0
 
 
 def _read(file, reader):

@@ -1,8 +1,12 @@
 """The .txt files of COLMAP's sparse models (colmap.github.io/format.html)."""
 
+import re
+
 import numpy as np
 
 from nerf.scene.colmap_records import Malformed, make_camera, make_image
+
+HEADER = 500  # bytes, in which COLMAP's comments are
 
 
 def _text_lines(content):
@@ -57,6 +61,16 @@ def text_cameras(file, content):
             key, *camera = _parse(_camera_line, number, line)
             cameras[key] = make_camera(*camera)
     return cameras
+
+
+def text_count(file):
+    """How many images an images.txt holds: by COLMAP's own comment, as the file may be large, else by its lines. Raises Malformed and OSError."""
+    with open(file, "rb") as stream:
+        stated = re.search(rb"# Number of images: (\d{1,9})\b", stream.read(HEADER))
+    if stated:
+        return int(stated[1])
+    lines = _text_lines(file.read_bytes())
+    return sum(1 for _, line in lines if _is_record(line) and next(lines, True))
 
 
 def text_images(file, content):
