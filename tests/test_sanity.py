@@ -52,8 +52,17 @@ def test_cameras_outside_the_cube_of_an_object_are_as_they_should_be(tmp_path):
 
 def test_cameras_about_a_rendered_object_are_as_far_as_they_should_be(tmp_path):
     """NeRF-synthetic at its own scale."""
-    ring_transforms(tmp_path, "transforms_train.json", folder="train", radius=4.03)
+    ring_transforms(tmp_path, "transforms_train.json", folder="train", head={"camera_angle_x": 0.6911}, radius=4.03)
     assert warnings(tmp_path, "-O", "--scale", "1") == [] and len(warnings(tmp_path, "-O", "--scale", "4")) == 1
+
+
+def test_pictures_of_more_than_the_cube(tmp_path):
+    """An object as NeRF-synthetic has them, but larger than its cube."""
+    ring_transforms(tmp_path, "transforms_train.json", folder="train", head={"camera_angle_x": 0.9}, radius=8)
+    line, = warnings(tmp_path, "-O")
+    value = re.search(r"% of the rays go past the box .* try --bound (\d)", line).group(1)
+    assert warnings(tmp_path, "-O", "--bound", value) == []
+    assert "try another --scale or --offset" in warnings(tmp_path, "-O", "--offset", "0", "0", "60")[-1]
 
 
 def test_cells_that_nobody_sees(tmp_path):

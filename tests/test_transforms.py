@@ -132,15 +132,22 @@ def test_held_out_views_may_be_cameras_alone(tmp_path):
         load_scene(nerf(tmp_path))
 
 
-def test_split_files_of_real_photos_are_recentred(tmp_path):
-    """Lens distortion tells colmap2nerf's split files from a renderer's."""
-    content = ring_transforms(tmp_path, "transforms_train.json") | {"k1": 0.01}
-    for frame in content["frames"]:
-        for row in frame["transform_matrix"][:3]:
-            row[3] += 10
-    save_transforms(tmp_path, content, "transforms_train.json")
+@pytest.mark.parametrize("name, head, shift, radius", [
+    ("a lens", {"k1": 0.01}, 0, 3), ("an instant-ngp cube", {"k1": 0.0, "aabb_scale": 4}, 0, 3), ("points", {"ply_file_path": "points.ply"}, 0, 3),
+    ("cameras elsewhere", {"camera_model": "PINHOLE"}, 10, 3), ("cameras inside the cube", {"camera_model": "PINHOLE"}, 0, 1)])
+def test_split_files_that_are_no_object_at_the_origin(tmp_path, name, head, shift, radius):
+    """Each mark alone tells the split files of a capture from those of NeRF-synthetic."""
+    (tmp_path / "points.ply").write_text("ply\nformat ascii 1.0\nelement vertex 2\nproperty float x\nproperty float y\nproperty float z\nend_header\n1 1 1\n-1 -1 -1\n")
+    for split in ("train", "test"):
+        content = ring_transforms(tmp_path, f"transforms_{split}.json", folder=split, radius=radius) | head
+        for frame in content["frames"]:
+            for row in frame["transform_matrix"][:3]:
+                row[3] += shift
+        save_transforms(tmp_path, content, f"transforms_{split}.json")
     scene = load_scene(nerf(tmp_path))
-    assert np.allclose(np.linalg.norm(scene.cameras.poses[:, :, 3], axis=1), 1, atol=1e-5)
+    assert np.allclose(np.linalg.norm(scene.cameras.poses[:, :, 3], axis=1), 1, atol=1e-5) and scene.scale == pytest.approx(1 / radius)
+    assert scene.bound >= 2 and any("(split files)" in note for note in scene.notes) and len(scene.train) == len(scene.test) == 9
+    assert any("aabb_scale 4 states a cube" in note for note in scene.notes) == ("aabb_scale" in head) and (scene.points is not None) == (name == "points")
 
 
 def test_reduced_folder(tmp_path):

@@ -5,7 +5,7 @@
 
 import numpy as np
 
-from nerf.scene.cameras import in_picture
+from nerf.scene.cameras import in_picture, spread_directions
 from nerf.scene.extent import BOUNDS
 
 SHARE_WANTED = 0.9  # of the sparse points that should be within the bound
@@ -15,6 +15,7 @@ NEAREST = 0.02  # share of the sightings that are nearer than the start to try, 
 CUT_SHARE = 0.1  # of sightings that near or far may cut off
 LEAST_REACH, MOST_REACH = 0.1, 6.0  # of the farthest camera; --scale is meant to bring it to about 1, or 4 about a rendered object
 UNSEEN_SHARE = 0.5  # of the marched box that may be seen by no camera
+MISSED_SHARE = 0.5  # of the rays that may go past it
 MOST_CAMERAS, MOST_POINTS, PROBES = 100, 5000, 8000
 
 
@@ -36,6 +37,7 @@ def sanity_report(scene, options):
     if radii is not None and not wrong_scale:
         lines += _range_warnings(scene, options, cameras)
     if not options.contract:
+        lines += _missed_warnings(scene, cameras) if not wrong_scale else []
         lines += _unseen_warnings(scene, options, cameras)
     return lines
 
@@ -91,6 +93,27 @@ def _range_warnings(scene, options, cameras):
     if too_far > CUT_SHARE:
         lines.append(f"warning: views end too early: {100 * too_far:.0f} % of the sparse points they see are farther; leave out --enable_cam_near_far")
     return lines
+
+
+def _missed_warnings(scene, cameras):
+    """Rays that go past the marched box, outside which nothing is learned."""
+    low, high = scene.aabb[:3].astype(np.float64), scene.aabb[3:].astype(np.float64)
+    missed = 1 - _share_that_meets(cameras, low, high)
+    if missed <= MISSED_SHARE:
+        return []
+    fits = [bound for bound in BOUNDS if bound > scene.bound and 1 - _share_that_meets(cameras, -bound, bound) <= MISSED_SHARE]
+    remedy = f"try --bound {fits[0]:g}" if fits else "try another --scale or --offset"
+    return [f"warning: {100 * missed:.0f} % of the rays go past the box that is marched through, so what they show is not learned; {remedy}"]
+
+
+def _share_that_meets(cameras, low, high):
+    """Share of the rays through nine places of each picture that meet the box from `low` to `high`, [3] or a number each."""
+    poses = cameras.poses.astype(np.float64)
+    directions = spread_directions(cameras.intrinsics.astype(np.float64), cameras.sizes) @ poses[:, :, :3].transpose(0, 2, 1)
+    directions = np.where(np.abs(directions) < 1e-12, 1e-12, directions)
+    to_low, to_high = ((side - poses[:, None, :, 3]) / directions for side in (low, high))
+    enter, leave = np.minimum(to_low, to_high).max(axis=2), np.maximum(to_low, to_high).min(axis=2)
+    return float((leave > np.maximum(enter, 0)).mean())
 
 
 def _unseen_warnings(scene, options, cameras):

@@ -3,13 +3,15 @@ and nerfstudio (a lens a frame, camera_model)."""
 
 import math
 import os
+from itertools import chain
 
 import numpy as np
 
 from nerf.errors import UserError
-from nerf.scene.cameras import LARGEST
+from nerf.scene.cameras import LARGEST, rigid_poses
 from nerf.scene.capture import Capture
 from nerf.scene.masks import named_masks
+from nerf.scene.normalise import SYNTHETIC_SCALE, nearest_to_axes
 from nerf.scene.photos import read_headers
 from nerf.scene.ply import parse_ply
 from nerf.scene.transforms_file import (
@@ -40,12 +42,10 @@ def read_transforms(root, options):
     if file.is_file():
         head, frames, notes = read_file(file, options.downscale)
         frames, splits, left_out = _named_splits(file, head, sorted(frames, key=lambda frame: frame.name))
-        points, told = _points(file, head)
-        region, stated = _region(file, head)
-        return _capture(root, file, options, frames, splits, notes + left_out + told + stated, points, region)
-    read = [read_file(root / name, options.downscale) if (root / name).is_file() else (None, [], []) for name in SPLITS]
-    return _capture(root, root, options, [frame for _, frames, _ in read for frame in frames], _given_splits([len(frames) for _, frames, _ in read]),
-                    [note for _, _, notes in read for note in notes])
+        return _capture(root, file, options, head, frames, splits, notes + left_out)
+    read = [read_file(root / name, options.downscale) if (root / name).is_file() else ({}, [], []) for name in SPLITS]
+    heads, frames, notes = zip(*read, strict=True)
+    return _capture(root, root, options, heads[0], [*chain(*frames)], _given_splits([len(part) for part in frames]), [*chain(*notes)])
 
 
 def _named_splits(file, head, frames):
@@ -114,23 +114,34 @@ def _given_splits(counts):
     return train, val if len(val) else test, test if len(test) else val
 
 
-def _capture(root, source, options, frames, splits, notes, points=None, region=None):
+def _capture(root, source, options, head, frames, splits, notes):
     full_sizes = np.array(_full_sizes(frames)).reshape(-1, 2)
     distortion = np.array([[frame.lookup(key, 0.0) for key in DISTORTION] for frame in frames])
-    # Renderers write undistorted split files about an object at the origin; split files with a lens come from colmap2nerf and real photos.
-    synthetic = source.is_dir() and not distortion.any()
-    dialect = "NeRF-synthetic" if synthetic else "split files of real photos" if source.is_dir() else "single file"
+    poses = np.stack([frame.matrix for frame in frames])
+    file = find_transforms(root)
+    points, told = _points(file, head)
+    region, stated = _region(file, head)
+    # What says how large it is, or has a lens, is a capture, of real photos or rendered as if; what has neither may be an object at the origin.
+    synthetic = source.is_dir() and points is None and region is None and not distortion.any() and _is_of_an_object(poses, frames, source)
+    dialect = "NeRF-synthetic" if synthetic else "split files" if source.is_dir() else "single file"
     masks = [frame.mask for frame in frames]
     if not any(masks):
         masks, named = named_masks(root, [frame.name for frame in frames], options.downscale)
         notes = notes + named
     return Capture(
         source=source, files=[frame.file for frame in frames], names=[frame.name for frame in frames],
-        at_full_size=np.array([frame.file == frame.full for frame in frames]), full_sizes=full_sizes,
-        poses=np.stack([frame.matrix for frame in frames]),
+        at_full_size=np.array([frame.file == frame.full for frame in frames]), full_sizes=full_sizes, poses=poses,
         intrinsics=np.array([_intrinsics(source, frame, *size) for frame, size in zip(frames, full_sizes, strict=True)]),
         distortion=distortion, lens=np.array([frame.lens for frame in frames], dtype=np.int32),
-        points=points, region=region, splits=splits, masks=masks, synthetic=synthetic, notes=[f"{len(frames)} photos from {source} ({dialect})", *notes])
+        points=points, region=region, splits=splits, masks=masks, synthetic=synthetic,
+        notes=[f"{len(frames)} photos from {source} ({dialect})", *notes, *told, *stated])
+
+
+def _is_of_an_object(poses, frames, source):
+    """Whether cameras at poses [n,3,4] look from outside at what the usual cube of NeRF-synthetic scenes holds: an object at the origin."""
+    rigid, _ = rigid_poses(poses, [f"{source}: {frame.name}" for frame in frames])
+    target, reach = nearest_to_axes(rigid), 1 / SYNTHETIC_SCALE
+    return target is not None and np.linalg.norm(target) < reach < np.median(np.linalg.norm(rigid[:, :, 3], axis=1))
 
 
 def _full_sizes(frames):
