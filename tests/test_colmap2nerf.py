@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shlex
 import shutil
 import sqlite3
 import stat
@@ -28,6 +29,7 @@ from scene_files import ring_model, ring_scene, write_binary, write_photo
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 import colmap2nerf
+from nerf.options import parse_options
 from nerf.scene import load_scene
 from nerf.scene.colmap import read_colmap
 from nerf.scene.transforms import read_transforms
@@ -275,6 +277,15 @@ def test_a_model_that_is_there_becomes_transforms(tmp_path, capsys):
     assert other.points.shape == one.points.shape and (colours == 9).all()
     assert np.linalg.norm(other.poses[:, :, 3], axis=1).mean() == pytest.approx(4)
     assert json.loads((scene / "report.json").read_text())["registered"] == 9 and (scene / "poses.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("hold", [0, 4, 8])
+def test_the_command_that_is_printed_holds_out_what_was_asked(tmp_path, capsys, hold):
+    scene = ring_scene(tmp_path / "a b", count=17)
+    assert colmap2nerf.main(["--images", str(scene / "images"), "--hold", str(hold)]) == 0
+    command = shlex.split(capsys.readouterr().out.splitlines()[-1].partition(": python main.py ")[2])
+    options = parse_options(command)
+    assert options.path == str(scene) and load_scene(options).val.tolist() == list(range(0, 17, hold or 8))
 
 
 def test_both_doors_lead_to_the_same_scene(scene_data, tmp_path):
