@@ -279,6 +279,19 @@ def test_a_model_that_is_there_becomes_transforms(tmp_path, capsys):
     assert json.loads((scene / "report.json").read_text())["registered"] == 9 and (scene / "poses.png").stat().st_size > 10_000
 
 
+@pytest.mark.parametrize(("spread", "cube"), [(1, 4), (20, 16), (1e5, 128)])
+def test_the_cube_for_instant_ngp_holds_cameras_and_points(tmp_path, spread, cube):
+    """Cameras are at 4 of the file's units; instant-ngp's cube of side 1 is 1 / 0.33 of them wide."""
+    scene = ring_scene(tmp_path)
+    cameras, images, points = ring_model()
+    write_binary(scene / "sparse" / "0", cameras, images, {key: spread * xyz for key, xyz in points.items()})
+    assert colmap2nerf.main(["--images", str(scene / "images")]) == 0
+    content, capture = json.loads((scene / "transforms.json").read_text()), read_transforms(scene, scene_options(scene))
+    assert content["aabb_scale"] == cube
+    inside = (np.abs(capture.points).max(axis=1) <= capture.region[1, 0]).mean()
+    assert np.abs(capture.poses[:, :, 3]).max() <= capture.region[1, 0] and (inside >= 0.95 or cube == 128)
+
+
 @pytest.mark.parametrize("hold", [0, 4, 8])
 def test_the_command_that_is_printed_holds_out_what_was_asked(tmp_path, capsys, hold):
     scene = ring_scene(tmp_path / "a b", count=17)
