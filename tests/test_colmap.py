@@ -85,6 +85,9 @@ def test_the_largest_of_several_models(tmp_path, kind):
     ("OPENCV_FISHEYE", [60, 61, 32, 24, 0.1, 0.2, 0.3, 0.4], [60, 61, 32, 24], [0.1, 0.2, 0.3, 0.4, 0, 0], FISHEYE),
     ("SIMPLE_RADIAL_FISHEYE", [60, 32, 24, 0.1], [60, 60, 32, 24], [0.1, 0, 0, 0, 0, 0], FISHEYE),
     ("RADIAL_FISHEYE", [60, 32, 24, 0.1, 0.2], [60, 60, 32, 24], [0.1, 0.2, 0, 0, 0, 0], FISHEYE),
+    ("SIMPLE_FISHEYE", [60, 32, 24], [60, 60, 32, 24], [0] * 6, FISHEYE),
+    ("FISHEYE", [60, 61, 32, 24], [60, 61, 32, 24], [0] * 6, FISHEYE),
+    ("FULL_OPENCV", [60, 61, 32, 24, 0.1, 0.2, 0.3, 0.4, 0.5, 0, 0, 0], [60, 61, 32, 24], [0.1, 0.2, 0.5, 0, 0.3, 0.4], PERSPECTIVE),
 ])
 @pytest.mark.parametrize("kind", [".bin", ".txt"])
 def test_lenses(tmp_path, kind, model, parameters, intrinsics, distortion, lens):
@@ -93,11 +96,28 @@ def test_lenses(tmp_path, kind, model, parameters, intrinsics, distortion, lens)
 
 
 @pytest.mark.parametrize("kind", [".bin", ".txt"])
-@pytest.mark.parametrize("model, named", [("FULL_OPENCV", "FULL_OPENCV"), ("MADE_UP", "MADE_UP|number 99")])
+@pytest.mark.parametrize("model, named", [("THIN_PRISM_FISHEYE", "THIN_PRISM_FISHEYE"), ("EUCM", "EUCM"), ("MADE_UP", "MADE_UP|number 99")])
 def test_camera_model_we_lack(tmp_path, kind, model, named):
     ring_scene(tmp_path, kind=kind, camera=(model, 64, 48, [60, 61, 32, 24] + [0.0] * 8))
-    with pytest.raises(UserError, match=rf"cameras{kind}: camera model ({named}) is not supported \(supported: SIMPLE_PINHOLE"):
+    with pytest.raises(UserError, match=rf"cameras{kind}: camera model ({named}) is not supported \(supported: SIMPLE_PINHOLE, .*\); undistort the photos with `colmap image_undistorter`$"):
         load_scene(options(tmp_path))
+
+
+@pytest.mark.parametrize("place", [9, 10, 11])
+def test_lens_with_terms_that_rays_do_not_follow(tmp_path, place):
+    parameters = [60, 61, 32, 24, 0.1] + [0.0] * 7
+    parameters[place] = 0.01
+    ring_scene(tmp_path, camera=("FULL_OPENCV", 64, 48, parameters))
+    with pytest.raises(UserError, match="cameras.bin: a FULL_OPENCV camera has k4, k5 or k6, .*; undistort the photos"):
+        load_scene(options(tmp_path))
+
+
+def test_text_of_windows(tmp_path):
+    """With a mark before the text, and two characters to end a line."""
+    ring_scene(tmp_path / "a", kind=".txt"), ring_scene(tmp_path / "b", kind=".txt")
+    for file in (tmp_path / "b" / "sparse" / "0").iterdir():
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes().replace(b"\n", b"\r\n"))
+    assert_same(*(read_model(tmp_path / name / "sparse" / "0") for name in "ab"))
 
 
 def test_sub_folders_and_missing_photos(tmp_path):

@@ -329,6 +329,14 @@ def test_the_largest_of_several_models_becomes_transforms(tmp_path):
     assert sorted(entry.name for entry in (scene / "sparse").iterdir()) == ["0", "1"]
 
 
+def test_all_of_a_lens_gets_into_transforms(tmp_path):
+    """FULL_OPENCV's k3 too, which OPENCV has not."""
+    scene = ring_scene(tmp_path, camera=("FULL_OPENCV", 64, 48, [60, 61, 32, 24, 0.05, -0.01, 0.001, -0.002, 0.003, 0, 0, 0]))
+    assert colmap2nerf.main(["--images", str(scene / "images")]) == 0
+    one, other = read_colmap(scene, scene_options(scene)), read_transforms(scene, scene_options(scene))
+    assert one.distortion[0].tolist() == other.distortion[0].tolist() == [0.05, -0.01, 0.003, 0, 0.001, -0.002]
+
+
 def test_a_model_without_points(tmp_path):
     scene = ring_scene(tmp_path)
     (scene / "sparse" / "0" / "points3D.bin").unlink()

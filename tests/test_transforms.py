@@ -186,6 +186,28 @@ def test_missing_photos(tmp_path):
         load_scene(nerf(tmp_path))
 
 
+@pytest.mark.parametrize("ending", [".png", ".jpg", ".webp"])
+def test_names_without_their_ending(tmp_path, ending):
+    content = ring_transforms(tmp_path)
+    for frame in content["frames"]:
+        file = tmp_path / frame["file_path"]
+        frame["file_path"] = frame["file_path"].removesuffix(".png")
+        file.rename(file.with_suffix(ending))
+    save_transforms(tmp_path, content)
+    assert len(load_scene(nerf(tmp_path)).names) == 9
+
+
+def test_other_ways_to_state_a_lens(tmp_path):
+    """instant-ngp's angle in degrees, null for what is not known, and the mark that Windows' editors put before UTF-8."""
+    content = ring_transforms(tmp_path, head={"x_fov": 50, "y_fov": 40, "camera_model": None})
+    content["frames"][3] |= {"camera_angle_x": 0.9, "y_fov": None, "fl_y": None, "camera_model": "OPENCV_FISHEYE"}
+    (tmp_path / "transforms.json").write_text(json.dumps(content), encoding="utf-8-sig")
+    cameras = load_scene(nerf(tmp_path)).cameras
+    focal = [32 / math.tan(math.radians(25)), 24 / math.tan(math.radians(20))]
+    assert np.allclose(cameras.intrinsics[0], [*focal, 32, 24]) and np.allclose(cameras.intrinsics[3, :2], [32 / math.tan(0.45), focal[1]])
+    assert cameras.lens.tolist() == [0] * 3 + [FISHEYE] + [0] * 5
+
+
 def test_no_file(tmp_path):
     ring_scene(tmp_path)
     with pytest.raises(UserError, match="--data_format colmap"):

@@ -16,7 +16,7 @@ from nerf.scene.colmap_binary import (
     binary_images,
     binary_points,
 )
-from nerf.scene.colmap_records import Malformed
+from nerf.scene.colmap_records import REMEDY, Malformed
 from nerf.scene.colmap_text import (
     text_cameras,
     text_count,
@@ -24,7 +24,6 @@ from nerf.scene.colmap_text import (
     text_points,
 )
 
-REMEDY = "copy the model again or export it anew from COLMAP"
 READERS = {".bin": (binary_cameras, binary_images, binary_points), ".txt": (text_cameras, text_images, text_points)}
 COUNTS = {".bin": binary_count, ".txt": text_count}
 
@@ -94,4 +93,4 @@ def _read(file, reader):
     try:
         return reader(file, content)
     except Malformed as error:
-        raise UserError(f"{file}: {error}; {REMEDY}") from None
+        raise UserError(f"{file}: {error}") from None

@@ -6,7 +6,10 @@ import numpy as np
 
 # The place in this list is COLMAP's model id.
 MODEL_NAMES = ("SIMPLE_PINHOLE", "PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "OPENCV_FISHEYE", "FULL_OPENCV", "FOV",
-               "SIMPLE_RADIAL_FISHEYE", "RADIAL_FISHEYE", "THIN_PRISM_FISHEYE", "RAD_TAN_THIN_PRISM_FISHEYE")
+               "SIMPLE_RADIAL_FISHEYE", "RADIAL_FISHEYE", "THIN_PRISM_FISHEYE", "RAD_TAN_THIN_PRISM_FISHEYE", "SIMPLE_DIVISION", "DIVISION",
+               "SIMPLE_FISHEYE", "FISHEYE", "EUCM", "EQUIRECTANGULAR")
+# Those that rays follow. FULL_OPENCV's k4 to k6, here d1 to d3, divide the radial terms, which no lens here does: they have to be zero.
+DIVIDING = ("d1", "d2", "d3")
 PARAMETERS = {
     "SIMPLE_PINHOLE": "f cx cy",
     "PINHOLE": "fx fy cx cy",
@@ -14,10 +17,15 @@ PARAMETERS = {
     "RADIAL": "f cx cy k1 k2",
     "OPENCV": "fx fy cx cy k1 k2 p1 p2",
     "OPENCV_FISHEYE": "fx fy cx cy k1 k2 k3 k4",
+    "FULL_OPENCV": "fx fy cx cy k1 k2 p1 p2 k3 d1 d2 d3",
+    "SIMPLE_FISHEYE": "f cx cy",
+    "FISHEYE": "fx fy cx cy",
     "SIMPLE_RADIAL_FISHEYE": "f cx cy k1",
     "RADIAL_FISHEYE": "f cx cy k1 k2",
 }
 MAX_SIDE = 1 << 20
+REMEDY = "copy the model again or export it anew from COLMAP"
+UNDISTORT = "undistort the photos with `colmap image_undistorter`"
 
 
 @dataclass(frozen=True)
@@ -44,20 +52,25 @@ class ModelImage:
 
 
 class Malformed(Exception):
-    """What is wrong with the file being read; read_model adds its name and the remedy."""
+    """What is wrong with the file being read, and the remedy; read_model adds the file's name."""
+
+    def __init__(self, what, remedy=REMEDY):
+        super().__init__(f"{what}; {remedy}")
 
 
 def make_camera(model, width, height, values):
     """A ModelCamera of the lens `model` with its parameters `values`. Raises Malformed for one that we lack or that is none."""
     if model not in PARAMETERS:
-        raise Malformed(f"camera model {model} is not supported (supported: {', '.join(PARAMETERS)}); "
-                        "undistort the photos with `colmap image_undistorter`, or else")
+        raise Malformed(f"camera model {model} is not supported (supported: {', '.join(PARAMETERS)})", UNDISTORT)
     names = PARAMETERS[model].split()
     if len(values) != len(names):
         raise Malformed(f"a {model} camera has {len(values)} parameters where {len(names)} are expected ({', '.join(names)})")
     if not (0 < width < MAX_SIDE and 0 < height < MAX_SIDE):
         raise Malformed(f"a {model} camera is {width}x{height} pixels large, which no photo is")
-    return ModelCamera(model, width, height, dict(zip(names, values, strict=True)))
+    parameters = dict(zip(names, values, strict=True))
+    if any(parameters.get(name) for name in DIVIDING):
+        raise Malformed(f"a {model} camera has k4, k5 or k6, which rays do not follow", UNDISTORT)
+    return ModelCamera(model, width, height, parameters)
 
 
 def make_image(name, camera, numbers, xy, point_ids):

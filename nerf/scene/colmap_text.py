@@ -10,9 +10,9 @@ HEADER = 500  # bytes, in which COLMAP's comments are
 
 
 def _text_lines(content):
-    """(line number, line) of all lines."""
+    """(line number, line) of all lines, without the mark that Windows' editors put before UTF-8."""
     try:
-        return enumerate(content.decode("utf-8").splitlines(), 1)
+        return enumerate(content.decode("utf-8-sig").splitlines(), 1)
     except UnicodeDecodeError as error:
         raise Malformed(f"byte {error.start} is not text") from None
 

@@ -156,12 +156,13 @@ def _full_sizes(frames):
 
 def _intrinsics(source, frame, width, height):
     """fx, fy, cx, cy; focal lengths not stated follow from the angles of view, and a missing fy is fx (square pixels)."""
-    fx = frame.lookup("fl_x", _focal(width, frame.lookup("camera_angle_x")))
-    fy = frame.lookup("fl_y", _focal(height, frame.lookup("camera_angle_y")))
+    fx, fy = (_focal(frame, axis, side) for axis, side in (("x", width), ("y", height)))
     if fx is None and fy is None:
-        raise UserError(f"{source}: {frame.name} has no focal length (fl_x or camera_angle_x); {REMEDY}")
+        raise UserError(f"{source}: {frame.name} has no focal length (fl_x, camera_angle_x or x_fov); {REMEDY}")
     return fy if fx is None else fx, fx if fy is None else fy, frame.lookup("cx", width / 2), frame.lookup("cy", height / 2)
 
 
-def _focal(side, angle):
-    return None if angle is None or not 0 < angle < math.pi else side / 2 / math.tan(angle / 2)
+def _focal(frame, axis, side):
+    """The focal length that a frame states for `axis`, or None: in pixels, or as angle of view over `side` pixels, in radians or, as x_fov, degrees."""
+    angle = frame.lookup(f"camera_angle_{axis}", math.radians(frame.lookup(f"{axis}_fov", 0.0)))
+    return frame.lookup(f"fl_{axis}", side / 2 / math.tan(angle / 2) if 0 < angle < math.pi else None)

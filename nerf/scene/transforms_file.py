@@ -9,7 +9,7 @@ import numpy as np
 
 from nerf.errors import UserError
 from nerf.scene.cameras import FISHEYE, PERSPECTIVE
-from nerf.scene.folder import reduced
+from nerf.scene.folder import PHOTO_ENDINGS, reduced
 from nerf.scene.photo_places import photo_places
 
 SINGLE = "transforms.json"
@@ -62,7 +62,7 @@ def read_file(file, downscale):
 
 def _load(file):
     try:
-        head = json.loads(file.read_text(encoding="utf-8"))
+        head = json.loads(file.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror}); {REMEDY}") from None
     except RecursionError:
@@ -86,7 +86,7 @@ def _frame(file, head, i, name, photo, full, downscale):
     where = f"{file}: frame {i} ({entry['file_path']})"
 
     def lookup(key, default=None):
-        value = entry.get(key, head.get(key))
+        value = next((source[key] for source in (entry, head) if source.get(key) is not None), None)
         if value is None:
             return default
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e15:
@@ -110,11 +110,12 @@ def _mask(where, file, entry, downscale):
 
 
 def _full_size(folder, name):
-    """The path of the photo called `name`, below `folder` where it is there. NeRF-synthetic files leave the extension out."""
+    """The path of the photo called `name`, below `folder` where it is there. NeRF-synthetic files leave the extension out, most often .png."""
     path = Path(name)
     path = path.relative_to(folder) if path.is_relative_to(folder) else path
-    longer = Path(f"{path}.png")
-    return longer if not os.path.isfile(folder / path) and os.path.isfile(folder / longer) else path
+    if os.path.isfile(folder / path):
+        return path
+    return next((longer for ending in (".png", *PHOTO_ENDINGS) if os.path.isfile(folder / (longer := Path(f"{path}{ending}")))), path)
 
 
 def _matrix(where, entry):
@@ -129,7 +130,8 @@ def _matrix(where, entry):
 
 def _lens(where, head, entry):
     fisheye = any(source.get("is_fisheye") is True for source in (entry, head))
-    model = entry.get("camera_model", head.get("camera_model", "OPENCV_FISHEYE" if fisheye else "OPENCV"))
+    stated = [source["camera_model"] for source in (entry, head) if source.get("camera_model") is not None]
+    model = [*stated, "OPENCV_FISHEYE" if fisheye else "OPENCV"][0]
     other = next((key for key in OTHER_LENSES for source in (entry, head) if source.get(key)), None)
     if other or not isinstance(model, str) or model.upper() not in LENSES:
         said = f"the lens {other}" if other else f"camera_model {model!r:.40}"

@@ -10,6 +10,8 @@ from sfm.place import DESCRIPTION, IMAGES, MASKS
 from sfm.reconstruct import MATCHERS
 
 RESERVED = ("..", IMAGES, MASKS, "sparse", "undistorted", "colmap.log", *DESCRIPTION)
+# Of those that rays follow: a fit of FULL_OPENCV has terms that they do not, and COLMAP before 4 has no plain fisheyes.
+CAMERA_MODELS = [model for model in PARAMETERS if model not in ("FULL_OPENCV", "SIMPLE_FISHEYE", "FISHEYE")]
 LONGEST_ON_GPU, LONGEST_ON_CPU = 3200, 1600  # pixels; on a CPU more takes minutes a hundred photos and changes the poses little
 
 
@@ -26,7 +28,7 @@ def parse(argv=None):
     parser.add_argument("--colmap_matcher", choices=MATCHERS, default="auto",
                         help="which photos to compare (auto: by the kind and number; retrieval: those that look alike, without a vocabulary file)")
     parser.add_argument("--vocab_tree", type=Path, metavar="FILE", help="vocabulary tree for --colmap_matcher vocab_tree")
-    parser.add_argument("--camera_model", choices=list(PARAMETERS), default="OPENCV", help="lens (OPENCV; OPENCV_FISHEYE for fisheyes)")
+    parser.add_argument("--camera_model", choices=CAMERA_MODELS, default="OPENCV", help="lens (OPENCV; OPENCV_FISHEYE for fisheyes)")
     parser.add_argument("--max_image_size", type=positive(int), metavar="N", help=f"look for features in photos of at most N pixels a side ({LONGEST_ON_GPU}, or {LONGEST_ON_CPU} on a CPU)")
     parser.add_argument("--estimate_affine_shape", action="store_true", help="slower features for photos taken from far apart, on the CPU")
     parser.add_argument("--masks", type=Path, metavar="DIR", help="masks NAME.png of the photos' sizes, black where to look away (SCENE/masks, if there)")

@@ -51,7 +51,7 @@ def _lens(capture, i):
     (width, height), (fx, fy, cx, cy) = capture.full_sizes[i].tolist(), capture.intrinsics[i].tolist()
     k1, k2, k3, k4, p1, p2 = capture.distortion[i].tolist()
     fisheye = capture.lens[i] == FISHEYE
-    bend = {"k1": k1, "k2": k2, "k3": k3, "k4": k4} if fisheye else {"k1": k1, "k2": k2, "p1": p1, "p2": p2}
+    bend = {"k1": k1, "k2": k2, "k3": k3, "k4": k4} if fisheye else {"k1": k1, "k2": k2, **({"k3": k3} if k3 else {}), "p1": p1, "p2": p2}
     return {"camera_model": "OPENCV_FISHEYE" if fisheye else "OPENCV", "camera_angle_x": 2 * math.atan(width / 2 / fx),
             "camera_angle_y": 2 * math.atan(height / 2 / fy), "fl_x": fx, "fl_y": fy, **bend, "cx": cx, "cy": cy, "w": int(width), "h": int(height)}
 
