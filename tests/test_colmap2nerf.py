@@ -147,6 +147,9 @@ def test_photos_that_give_no_scene(photos, tmp_path, capsys):
     (photos / "3.png").rename(photos / "3.HEIC")
     assert "convert" in refused(capsys, "--images", photos, "--run_colmap")
     (photos / "3.HEIC").unlink()
+    write_photo(photos / "3.webp")
+    assert "3.webp: COLMAP cannot read this kind of file (1 are here); convert them" in refused(capsys, "--images", photos, "--run_colmap")
+    (photos / "3.webp").unlink()
     assert not [name for name in contents(photos.parent) if not name.startswith("images/")]
 
 
@@ -187,6 +190,11 @@ def test_cameras_are_told_apart_by_size_and_exif(tmp_path):
     found = find_photos(tmp_path)
     assert cameras_of(found) == [["a.jpg", "b/a.jpg"], ["c.jpg"], ["d.jpg"]]
     assert [photo.turned for photo in found] == [False, False, False, True]
+
+
+def test_photos_in_linked_folders(photos, tmp_path):
+    (photos.parent / "more").symlink_to(photos)
+    assert [photo.name for photo in find_photos(photos.parent)] == [f"{folder}/{i}.png" for folder in ("images", "more") for i in range(4)]
 
 
 def test_masks_must_fit(photos, capsys):

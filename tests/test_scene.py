@@ -223,6 +223,8 @@ def test_bound(tmp_path):
 def test_missing_folder(tmp_path):
     with pytest.raises(UserError, match="no such folder"):
         load_scene(options(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match="~nobody of that name/scene: no such folder"):
+        load_scene(options("~nobody of that name/scene"))
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="is a file"):
         load_scene(options(tmp_path / "file"))
