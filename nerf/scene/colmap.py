@@ -129,4 +129,5 @@ def _other_models(root, others):
     if not others:
         return []
     named = ", ".join(f"{folder.relative_to(root)} with {count}" for count, folder in others)
-    return [f"warning: COLMAP could not join all photos to one model: the largest is taken, and not {named}; photos that show parts of both would join them"]
+    return [(f"warning: COLMAP could not join all photos to one model: the largest is taken, and not {named}; "
+             "photos that show parts of both would join them")]

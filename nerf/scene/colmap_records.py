@@ -74,7 +74,10 @@ def make_camera(model, width, height, values):
 
 
 def make_image(name, camera, numbers, xy, point_ids):
-    """A ModelImage; numbers [7]: quaternion and translation; point_ids are -1 for keypoints without a point. Raises Malformed for a pose that is none."""
+    """A ModelImage; numbers [7]: quaternion and translation; point_ids are -1 for keypoints without a point.
+
+    Raises Malformed for a pose that is none.
+    """
     numbers = np.array(numbers, dtype=np.float64)
     sound = np.isfinite(numbers).all() and np.abs(numbers[:4]).max() < 1e6
     length = np.linalg.norm(numbers[:4]) if sound else 0.0

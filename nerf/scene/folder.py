@@ -42,7 +42,10 @@ def photo_files(folder):
 
 
 def files_below(folder):
-    """The files in `folder` and its sub-folders, hidden ones left out, in the order of their paths. Linked sub-folders count, but for those that lead back."""
+    """The files in `folder` and its sub-folders, hidden ones left out, in the order of their paths.
+
+    Linked sub-folders count, but for those that lead back.
+    """
 
     def walk(place, above):
         real = os.path.realpath(place)

@@ -145,6 +145,6 @@ def _stray(names, positions, centre):
     if distances[farthest] <= STRAY * usual or usual <= ONE_PLACE + ROUNDING * np.abs(positions).max():
         return []
     others = int((distances > STRAY * usual).sum()) - 1
-    who = names[farthest] + f" and {others} others" * bool(others)
-    return [(f"warning: {who} may have a wrong pose: {distances[farthest] / usual:.0f} times as far from the centre as {100 * NEARLY_ALL:.0f} % of the cameras, "
-             f"which makes all else small; remove that photo, or, if it is right, pass --scale {1 / usual:.3g}")]
+    who, ratio = names[farthest] + f" and {others} others" * bool(others), distances[farthest] / usual
+    return [(f"warning: {who} may have a wrong pose: {ratio:.0f} times as far from the centre as {100 * NEARLY_ALL:.0f} % of the cameras, which makes "
+             f"all else small; remove that photo, or, if it is right, pass --scale {1 / usual:.3g}")]

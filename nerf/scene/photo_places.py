@@ -50,7 +50,8 @@ def _otherwise_named(folder, smaller, originals, taken):
     if not found:
         return {}, []
     photo, place = next((originals[i], place) for i, place in found.items())
-    return found, [f"{smaller.name} has other names than {folder.name}, so its photos are taken in the order of names, such as {place.name} for {photo.name}"]
+    return found, [(f"{smaller.name} has other names than {folder.name}, so its photos are taken in the order of names, "
+                    f"such as {place.name} for {photo.name}")]
 
 
 def _stem(path):

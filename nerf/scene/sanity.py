@@ -92,8 +92,8 @@ def _lens_warnings(scene, views):
         strayed, used = strayed + (beyond & allowed).sum(), used + allowed.sum()
     if strayed <= BEYOND_SHARE * used:
         return []
-    return [(f"warning: {100 * strayed / used:.1f} % of the pixels are where the lens leads no ray, and are learned along wrong ones; mask them (masks/), undistort the photos, "
-             "or find the poses again with another --camera_model")]
+    return [(f"warning: {100 * strayed / used:.1f} % of the pixels are where the lens leads no ray, and are learned along wrong ones; "
+             "mask them (masks/), undistort the photos, or find the poses again with another --camera_model")]
 
 
 def _range_warnings(scene, options, cameras):

@@ -163,6 +163,6 @@ def _intrinsics(source, frame, width, height):
 
 
 def _focal(frame, axis, side):
-    """The focal length that a frame states for `axis`, or None: in pixels, or as angle of view over `side` pixels, in radians or, as x_fov, degrees."""
+    """The focal length that a frame states for `axis`, or None: in pixels, or as angle of view over `side` pixels (radians; x_fov: degrees)."""
     angle = frame.lookup(f"camera_angle_{axis}", math.radians(frame.lookup(f"{axis}_fov", 0.0)))
     return frame.lookup(f"fl_{axis}", side / 2 / math.tan(angle / 2) if 0 < angle < math.pi else None)

@@ -37,7 +37,8 @@ def parse(argv=None):
     parser.add_argument("--time_slice", type=time_slice, metavar="T1,T2", help="take this part of the video, in seconds")
     parser.add_argument("--skip_early", type=whole, default=0, metavar="N", help="skip the first N photos")
     parser.add_argument("--hold", type=whole, default=HOLD_OUT_EVERY, metavar="N",
-                        help="name every N-th view as a test view in transforms.json, which main.py heeds with --data_format nerf (8, which it holds out anyway; 0: name none)")
+                        help="name every N-th view as a test view in transforms.json, which main.py heeds with --data_format nerf "
+                             "(8, which it holds out anyway; 0: name none)")
     parser.add_argument("--dynamic", action="store_true", help="give each view its time, from 0 to 1, in transforms.json")
     parser.add_argument("--colmap_text", type=plain_name, metavar="NAME", help="with --run_colmap also write the model as text to SCENE/NAME; without, read it from there")
     parser.add_argument("--colmap_db", type=plain_name, default="colmap.db", metavar="NAME", help="the database's name in SCENE (colmap.db)")
