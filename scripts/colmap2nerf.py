@@ -6,8 +6,6 @@
 Nothing is asked and nothing replaced without --overwrite; what is made appears in the scene folder when all of it is finished.
 """
 
-import argparse
-import math
 import shlex
 import shutil
 import signal
@@ -17,86 +15,20 @@ from types import SimpleNamespace
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent)]
 from nerf.errors import UserError
-from nerf.scene.colmap import MODEL_FOLDERS, read_colmap
-from nerf.scene.colmap_model import PARAMETERS, model_kind
+from nerf.scene.capture import HOLD_OUT_EVERY
+from nerf.scene.colmap import MODEL_FOLDERS, find_model, read_colmap
+from nerf.scene.colmap_model import model_kind
 from sfm import place
+from sfm.arguments import LONGEST_ON_CPU, LONGEST_ON_GPU, parse
 from sfm.frames import extract_frames
 from sfm.photos import cameras_of, find_masks, find_photos, masks_for_colmap
 from sfm.picture import draw_poses
-from sfm.reconstruct import (
-    MATCHERS,
-    attempts,
-    choose_colmap,
-    feature_counts,
-    reconstruct,
-)
+from sfm.place import DESCRIPTION, MASKS
+from sfm.reconstruct import attempts, choose_colmap, feature_counts, reconstruct
 from sfm.report import advice, make_report, read_points, report_text, write_report
-from sfm.transforms_file import POINTS, write_transforms
+from sfm.transforms_file import write_transforms
 from sfm.undistort import undistort_masks, undistort_photos
 from sfm.work import Features, Work
-
-DESCRIPTION = ["transforms.json", POINTS, "report.json", "report.txt", "poses.png"]
-MASKS = "masks"
-RESERVED = ("..", place.IMAGES, MASKS, "sparse", "undistorted", "colmap.log", *DESCRIPTION)
-LONGEST_ON_GPU, LONGEST_ON_CPU = 3200, 1600  # pixels; on a CPU more takes minutes a hundred photos and changes the poses little
-
-
-def parse(argv=None):
-    parser = argparse.ArgumentParser(description="Make a scene that trains of a video or a folder of photos, with COLMAP.", allow_abbrev=False)
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--video", type=Path, metavar="FILE", help="take frames of this video; the scene is made beside it")
-    source.add_argument("--images", type=Path, metavar="DIR", help="take these photos; the scene is the folder around DIR if that is called images, else DIR_scene")
-    parser.add_argument("--out", type=Path, metavar="SCENE", help="make the scene in this folder instead")
-    parser.add_argument("--overwrite", action="store_true", help="replace what an earlier run made")
-    parser.add_argument("--run_colmap", action="store_true", help="find the poses; without it, frames alone are taken of a video, and photos need a model already")
-    parser.add_argument("--colmap", choices=("auto", "binary", "pycolmap"), default="auto", help="the installed program, or the Python package (auto: what is there, rather one that uses a GPU)")
-    parser.add_argument("--colmap_matcher", choices=MATCHERS, default="auto",
-                        help="which photos to compare (auto: by the kind and number; retrieval: those that look alike, without a vocabulary file)")
-    parser.add_argument("--vocab_tree", type=Path, metavar="FILE", help="vocabulary tree for --colmap_matcher vocab_tree")
-    parser.add_argument("--camera_model", choices=list(PARAMETERS), default="OPENCV", help="lens (OPENCV; OPENCV_FISHEYE for fisheyes)")
-    parser.add_argument("--max_image_size", type=positive(int), metavar="N", help=f"look for features in photos of at most N pixels a side ({LONGEST_ON_GPU}, or {LONGEST_ON_CPU} on a CPU)")
-    parser.add_argument("--estimate_affine_shape", action="store_true", help="slower features for photos taken from far apart, on the CPU")
-    parser.add_argument("--masks", type=Path, metavar="DIR", help="masks NAME.png of the photos' sizes, black where to look away (SCENE/masks, if there)")
-    parser.add_argument("--undistort", action="store_true", help="also make SCENE/undistorted, a scene without lens distortion")
-    parser.add_argument("--video_fps", type=positive(float), default=3.0, metavar="N", help="frames a second (3)")
-    parser.add_argument("--time_slice", type=time_slice, metavar="T1,T2", help="take this part of the video, in seconds")
-    parser.add_argument("--skip_early", type=whole, default=0, metavar="N", help="skip the first N photos")
-    parser.add_argument("--hold", type=int, default=8, metavar="N", help="name every N-th view as a test view in transforms.json (8; 0: none)")
-    parser.add_argument("--dynamic", action="store_true", help="give each view its time, from 0 to 1, in transforms.json")
-    parser.add_argument("--colmap_text", type=plain_name, metavar="NAME", help="with --run_colmap also write the model as text to SCENE/NAME; without, read it from there")
-    parser.add_argument("--colmap_db", type=plain_name, default="colmap.db", metavar="NAME", help="the database's name in SCENE (colmap.db)")
-    return parser.parse_args(argv)
-
-
-def positive(kind):
-    def number(text):
-        value = kind(text)
-        if not 0 < value < math.inf:
-            raise argparse.ArgumentTypeError(f"{text} is not above zero")
-        return value
-
-    return number
-
-
-def whole(text):
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is below zero")
-    return value
-
-
-def plain_name(text):
-    if not text or Path(text).name != text or text in RESERVED:
-        raise argparse.ArgumentTypeError(f"{text} is not a name for a file of its own: give one without folders, other than {', '.join(RESERVED)}")
-    return text
-
-
-def time_slice(text):
-    start, _, end = text.partition(",")
-    start, end = float(start), float(end)
-    if not 0 <= start < end < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is no part of a video: give two times in seconds, the earlier first, such as 2.5,10")
-    return start, end
 
 
 def run(options):
@@ -168,28 +100,36 @@ def capture(options, scene):
             work.database.rename(room / options.colmap_db)
         place.move_in(room, scene, [*([place.IMAGES] if options.video else []), *outputs(options)])
         link_in(options, scene, masks)
-    print(f"The scene is ready: python main.py {shlex.quote(str(scene / 'undistorted' if options.undistort else scene))} -O --hsm")
+    print(f"The scene is ready: {train_command(scene / 'undistorted' if options.undistort else scene, options.hold)}")
 
 
 def convert(options, scene):
     """--images without --run_colmap: transforms.json and the report of a model that is there."""
     photos = find_photos(options.images, options.skip_early)
     masks = masks_of(options, scene, photos)
-    folders = [options.colmap_text] if options.colmap_text else [*MODEL_FOLDERS, "colmap_text"]
-    model = next((scene / name for name in folders if model_kind(scene / name)), None)
+    theirs = find_model(scene)
+    text = scene / (options.colmap_text or "colmap_text")
+    model = theirs if theirs and not options.colmap_text else text if model_kind(text) else None
     if model is None:
-        raise UserError(f"{scene}: no COLMAP model in it (looked for {', '.join(folders)}); pass --run_colmap to make one.")
+        looked_for = [text.name] if options.colmap_text else [*MODEL_FOLDERS, text.name]
+        raise UserError(f"{scene}: no COLMAP model in it (looked for {', '.join(looked_for)}); pass --run_colmap to make one.")
     parts = [*DESCRIPTION]
     with place.workroom(scene) as room:
         place.link(room, place.IMAGES, options.images)
         shutil.copytree(model, room / "sparse" / "0")
-        if model not in [scene / name for name in MODEL_FOLDERS]:  # where main.py looks
+        if model != theirs:  # where main.py looks
             place.refuse_to_overwrite(scene, ["sparse"], options.overwrite)
             parts.append("sparse")
         describe(room, scene, photos, masks, options, {}, None)
         place.move_in(room, scene, [part for part in parts if (room / part).exists()])  # no points, no file of points
         link_in(options, scene, masks)
-    print(f"transforms.json is in {scene}.")
+    print(f"transforms.json is in {scene}: {train_command(scene, options.hold)}")
+
+
+def train_command(scene, hold):
+    """How to train on the scene that is ready. By itself main.py reads the model, which knows of no --hold, and holds out every 8th view."""
+    form = "" if hold in (0, HOLD_OUT_EVERY) else "--data_format nerf "
+    return f"python main.py {shlex.quote(str(scene))} {form}-O --hsm"
 
 
 def link_in(options, scene, masks):

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from nerf.errors import UserError
-from nerf.scene.folder import PHOTO_ENDINGS
+from nerf.scene.folder import PHOTO_ENDINGS, photos_below
 from nerf.scene.photo_file import decode_into
 from nerf.scene.photos import read_headers, target_sizes
 
@@ -40,7 +40,7 @@ def downscale(scene, number, overwrite):
     source, target = scene / "images", scene / f"images_{number}"
     if not source.is_dir():
         raise UserError(f"{source}: no such folder; give the folder that holds images/.")
-    files = sorted(file for file in source.rglob("*") if file.suffix.lower() in PHOTO_ENDINGS and file.is_file() and not file.name.startswith("."))
+    files = photos_below(source)
     if not files:
         raise UserError(f"{source}: no photos are there ({', '.join(PHOTO_ENDINGS)}).")
     if target.exists() and not overwrite:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 from PIL import Image
 
-from nerf.scene.colmap_model import MODEL_NAMES
+from nerf.scene.colmap_records import MODEL_NAMES
 
 
 def options(path, **changes):
@@ -138,14 +138,16 @@ def write_llff(root, capture, depths=(1.0, 20.0)):
 
 
 def write_dtu(root, capture, centre=(0.0, 0.0, 0.0), radius=1.0, name="cameras_sphere.npz"):
-    """The cameras of a Capture without lens distortion, with a unit sphere about `centre`; its photos lie in `root`/image."""
+    """The cameras of a Capture without lens distortion, with a unit sphere about `centre`; its photos lie in `root`/image.
+
+    The files' pixels have their centres at whole numbers, hence the half that is taken off."""
     scale = np.diag([radius, radius, radius, 1.0])
     scale[:3, 3] = centre
     matrices = {}
     for i, (pose, (fx, fy, cx, cy)) in enumerate(zip(capture.poses, capture.intrinsics, strict=True)):
         rotation = (pose[:, :3] * [1, -1, -1]).T
         world = np.eye(4)
-        world[:3] = [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] @ np.column_stack([rotation, -rotation @ pose[:, 3]])
+        world[:3] = [[fx, 0, cx - 0.5], [0, fy, cy - 0.5], [0, 0, 1]] @ np.column_stack([rotation, -rotation @ pose[:, 3]])
         matrices |= {f"world_mat_{i}": world * (-1) ** i, f"world_mat_inv_{i}": np.linalg.inv(world), f"scale_mat_{i}": scale}
     np.savez(root / name, **matrices)
 

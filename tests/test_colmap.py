@@ -53,6 +53,29 @@ def test_places(tmp_path, place):
     assert len(load_scene(options(ring_scene(tmp_path, place=place))).cameras) == 9
 
 
+@pytest.mark.parametrize("kind", [".bin", ".txt"])
+def test_the_largest_of_several_models(tmp_path, kind):
+    """COLMAP's mapper numbers the models that it cannot join by their age, not by their size."""
+    write = write_binary if kind == ".bin" else write_text
+    ring_scene(tmp_path, kind=kind)
+    cameras, images, points = ring_model()
+    for number, count in ((0, 2), (2, 9), (10, 9), (11, 3)):
+        write(tmp_path / "sparse" / str(number), cameras, images[:count], points)
+    if kind == ".txt":
+        file = tmp_path / "sparse" / "2" / "images.txt"
+        file.write_text(f"# Image list with two lines of data per image:\n# Number of images: 9, mean observations per image: 200\n{file.read_text()}")
+    capture = read_colmap(tmp_path, options(tmp_path))
+    assert len(capture.names) == 9 and capture.source == tmp_path / "sparse" / "2"
+    assert any("not sparse/10 with 9, sparse/11 with 3, sparse/0 with 2;" in note for note in capture.notes if note.startswith("warning:"))
+    images_file = tmp_path / "sparse" / "2" / f"images{kind}"
+    images_file.write_bytes(b"\xff" * 100)
+    assert read_colmap(tmp_path, options(tmp_path)).source == tmp_path / "sparse" / "10"
+    for number in (0, 10, 11):
+        shutil.rmtree(tmp_path / "sparse" / str(number))
+    with pytest.raises(UserError, match=f"sparse/2/images{kind}: "):
+        read_colmap(tmp_path, options(tmp_path))
+
+
 @pytest.mark.parametrize("model, parameters, intrinsics, distortion, lens", [
     ("SIMPLE_PINHOLE", [60, 32, 24], [60, 60, 32, 24], [0] * 6, PERSPECTIVE),
     ("PINHOLE", [60, 61, 32, 24], [60, 61, 32, 24], [0] * 6, PERSPECTIVE),
@@ -62,6 +85,9 @@ def test_places(tmp_path, place):
     ("OPENCV_FISHEYE", [60, 61, 32, 24, 0.1, 0.2, 0.3, 0.4], [60, 61, 32, 24], [0.1, 0.2, 0.3, 0.4, 0, 0], FISHEYE),
     ("SIMPLE_RADIAL_FISHEYE", [60, 32, 24, 0.1], [60, 60, 32, 24], [0.1, 0, 0, 0, 0, 0], FISHEYE),
     ("RADIAL_FISHEYE", [60, 32, 24, 0.1, 0.2], [60, 60, 32, 24], [0.1, 0.2, 0, 0, 0, 0], FISHEYE),
+    ("SIMPLE_FISHEYE", [60, 32, 24], [60, 60, 32, 24], [0] * 6, FISHEYE),
+    ("FISHEYE", [60, 61, 32, 24], [60, 61, 32, 24], [0] * 6, FISHEYE),
+    ("FULL_OPENCV", [60, 61, 32, 24, 0.1, 0.2, 0.3, 0.4, 0.5, 0, 0, 0], [60, 61, 32, 24], [0.1, 0.2, 0.5, 0, 0.3, 0.4], PERSPECTIVE),
 ])
 @pytest.mark.parametrize("kind", [".bin", ".txt"])
 def test_lenses(tmp_path, kind, model, parameters, intrinsics, distortion, lens):
@@ -70,11 +96,28 @@ def test_lenses(tmp_path, kind, model, parameters, intrinsics, distortion, lens)
 
 
 @pytest.mark.parametrize("kind", [".bin", ".txt"])
-@pytest.mark.parametrize("model, named", [("FULL_OPENCV", "FULL_OPENCV"), ("MADE_UP", "MADE_UP|number 99")])
+@pytest.mark.parametrize("model, named", [("THIN_PRISM_FISHEYE", "THIN_PRISM_FISHEYE"), ("EUCM", "EUCM"), ("MADE_UP", "MADE_UP|number 99")])
 def test_camera_model_we_lack(tmp_path, kind, model, named):
     ring_scene(tmp_path, kind=kind, camera=(model, 64, 48, [60, 61, 32, 24] + [0.0] * 8))
-    with pytest.raises(UserError, match=rf"cameras{kind}: camera model ({named}) is not supported \(supported: SIMPLE_PINHOLE"):
+    with pytest.raises(UserError, match=rf"cameras{kind}: camera model ({named}) is not supported \(supported: SIMPLE_PINHOLE, .*\); undistort the photos with `colmap image_undistorter`$"):
         load_scene(options(tmp_path))
+
+
+@pytest.mark.parametrize("place", [9, 10, 11])
+def test_lens_with_terms_that_rays_do_not_follow(tmp_path, place):
+    parameters = [60, 61, 32, 24, 0.1] + [0.0] * 7
+    parameters[place] = 0.01
+    ring_scene(tmp_path, camera=("FULL_OPENCV", 64, 48, parameters))
+    with pytest.raises(UserError, match="cameras.bin: a FULL_OPENCV camera has k4, k5 or k6, .*; undistort the photos"):
+        load_scene(options(tmp_path))
+
+
+def test_text_of_windows(tmp_path):
+    """With a mark before the text, and two characters to end a line."""
+    ring_scene(tmp_path / "a", kind=".txt"), ring_scene(tmp_path / "b", kind=".txt")
+    for file in (tmp_path / "b" / "sparse" / "0").iterdir():
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes().replace(b"\n", b"\r\n"))
+    assert_same(*(read_model(tmp_path / name / "sparse" / "0") for name in "ab"))
 
 
 def test_sub_folders_and_missing_photos(tmp_path):
@@ -87,7 +130,7 @@ def test_sub_folders_and_missing_photos(tmp_path):
     capture = read_colmap(tmp_path, options(tmp_path))
     assert len(capture.names) == 8 and capture.names[0] == "left/001.png" and capture.names[-1] == "right eye/008.png"
     assert any("1 of 9 registered photos are missing" in note for note in capture.notes)
-    assert any("1 files beside the photos are not registered" in note for note in capture.notes)
+    assert any("1 photos beside these are not registered in sparse/0" in note for note in capture.notes)
     shutil.rmtree(tmp_path / "images")
     with pytest.raises(UserError, match="none of the 9 photos .* which does not exist"):
         read_colmap(tmp_path, options(tmp_path))
@@ -113,6 +156,52 @@ def test_downscale(tmp_path):
     for downscale in (0, -2):
         with pytest.raises(UserError, match=f"--downscale {downscale}"):
             load_scene(options(tmp_path, downscale=downscale))
+
+
+def write_llff_layout(root, smaller):
+    """A scene as in nerf_llff_data: photos IMG_*.JPG, whose reductions have the names `smaller`."""
+    cameras, images, points = ring_model()
+    images = [(f"IMG_{4026 + i}.JPG", *image[1:]) for i, image in enumerate(images)]
+    write_binary(root / "sparse" / "0", cameras, images, points)
+    for image in images:
+        write_photo(root / "images" / image[0])
+    return [write_photo(root / "images_4" / name, size=(16, 12), seed=i) for i, name in enumerate(smaller)]
+
+
+@pytest.mark.parametrize("name", ["image{:03d}.png", "IMG_{}.png"])
+def test_reduced_photos_with_names_of_their_own(tmp_path, name):
+    pixels = write_llff_layout(tmp_path, [name.format(i + 4026 * name.startswith("IMG")) for i in range(9)])
+    scene = load_scene(options(tmp_path, downscale=4))
+    assert scene.names[3] == "IMG_4029.JPG" and np.allclose(scene.cameras.intrinsics, [15, 61 / 4, 8, 6])
+    assert all(np.array_equal(scene.photos.image(i, (16, 12)), pixels[i]) for i in range(9))
+    assert any("such as image000.png for IMG_4026.JPG" in note for note in scene.notes) == name.startswith("image")
+
+
+def test_reduced_photos_that_are_not_all_there(tmp_path):
+    """Names that cannot be told apart are not guessed: such photos are reduced here."""
+    pixels = write_llff_layout(tmp_path, ["IMG_4026.JPG", "IMG_4027.png", "IMG_4028.png", "IMG_4028.bmp", "other.png"])
+    capture = read_colmap(tmp_path, options(tmp_path, downscale=4))
+    assert [file.relative_to(tmp_path).as_posix() for file in capture.files[:4]] == ["images_4/IMG_4026.JPG", "images_4/IMG_4027.png", "images/IMG_4028.JPG", "images/IMG_4029.JPG"]
+    assert capture.at_full_size.tolist() == [False] * 2 + [True] * 7 and any("7 photos are not in images_4" in note for note in capture.notes)
+    scene = load_scene(options(tmp_path, downscale=4))
+    assert (scene.cameras.sizes == (16, 12)).all() and np.array_equal(scene.photos.image(1, (16, 12)), pixels[1])
+    shutil.rmtree(tmp_path / "images")
+    assert read_colmap(tmp_path, options(tmp_path, downscale=4)).names == ["IMG_4026.JPG", "IMG_4027.JPG"]
+
+
+@pytest.mark.parametrize("folder", ["images/", "left eye/", ""])
+def test_names_below_the_scene_folder(tmp_path, folder):
+    """COLMAP was run with the scene's own folder as --image_path."""
+    cameras, images, points = ring_model()
+    images = [(f"{folder}{image[0]}", *image[1:]) for image in images]
+    write_binary(tmp_path / "sparse" / "0", cameras, images, points)
+    for i, image in enumerate(images):
+        write_photo(tmp_path / image[0], seed=i)
+        if folder:
+            write_photo(tmp_path / f"{folder[:-1]}_2" / f"{i:03d}.png", size=(32, 24))
+    assert load_scene(options(tmp_path)).names[8] == f"{folder}008.png"
+    capture = read_colmap(tmp_path, options(tmp_path, downscale=2))
+    assert capture.files[8] == tmp_path / (f"{folder[:-1]}_2/008.png" if folder else "008.png") and capture.at_full_size.all() == (not folder)
 
 
 def test_no_model(tmp_path):

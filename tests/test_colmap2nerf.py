@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shlex
 import shutil
 import sqlite3
 import stat
@@ -28,6 +29,7 @@ from scene_files import ring_model, ring_scene, write_binary, write_photo
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 import colmap2nerf
+from nerf.options import parse_options
 from nerf.scene import load_scene
 from nerf.scene.colmap import read_colmap
 from nerf.scene.transforms import read_transforms
@@ -145,6 +147,9 @@ def test_photos_that_give_no_scene(photos, tmp_path, capsys):
     (photos / "3.png").rename(photos / "3.HEIC")
     assert "convert" in refused(capsys, "--images", photos, "--run_colmap")
     (photos / "3.HEIC").unlink()
+    write_photo(photos / "3.webp")
+    assert "3.webp: COLMAP cannot read this kind of file (1 are here); convert them" in refused(capsys, "--images", photos, "--run_colmap")
+    (photos / "3.webp").unlink()
     assert not [name for name in contents(photos.parent) if not name.startswith("images/")]
 
 
@@ -185,6 +190,11 @@ def test_cameras_are_told_apart_by_size_and_exif(tmp_path):
     found = find_photos(tmp_path)
     assert cameras_of(found) == [["a.jpg", "b/a.jpg"], ["c.jpg"], ["d.jpg"]]
     assert [photo.turned for photo in found] == [False, False, False, True]
+
+
+def test_photos_in_linked_folders(photos, tmp_path):
+    (photos.parent / "more").symlink_to(photos)
+    assert [photo.name for photo in find_photos(photos.parent)] == [f"{folder}/{i}.png" for folder in ("images", "more") for i in range(4)]
 
 
 def test_masks_must_fit(photos, capsys):
@@ -277,6 +287,28 @@ def test_a_model_that_is_there_becomes_transforms(tmp_path, capsys):
     assert json.loads((scene / "report.json").read_text())["registered"] == 9 and (scene / "poses.png").stat().st_size > 10_000
 
 
+@pytest.mark.parametrize(("spread", "cube"), [(1, 4), (20, 16), (1e5, 128)])
+def test_the_cube_for_instant_ngp_holds_cameras_and_points(tmp_path, spread, cube):
+    """Cameras are at 4 of the file's units; instant-ngp's cube of side 1 is 1 / 0.33 of them wide."""
+    scene = ring_scene(tmp_path)
+    cameras, images, points = ring_model()
+    write_binary(scene / "sparse" / "0", cameras, images, {key: spread * xyz for key, xyz in points.items()})
+    assert colmap2nerf.main(["--images", str(scene / "images")]) == 0
+    content, capture = json.loads((scene / "transforms.json").read_text()), read_transforms(scene, scene_options(scene))
+    assert content["aabb_scale"] == cube
+    inside = (np.abs(capture.points).max(axis=1) <= capture.region[1, 0]).mean()
+    assert np.abs(capture.poses[:, :, 3]).max() <= capture.region[1, 0] and (inside >= 0.95 or cube == 128)
+
+
+@pytest.mark.parametrize("hold", [0, 4, 8])
+def test_the_command_that_is_printed_holds_out_what_was_asked(tmp_path, capsys, hold):
+    scene = ring_scene(tmp_path / "a b", count=17)
+    assert colmap2nerf.main(["--images", str(scene / "images"), "--hold", str(hold)]) == 0
+    command = shlex.split(capsys.readouterr().out.splitlines()[-1].partition(": python main.py ")[2])
+    options = parse_options(command)
+    assert options.path == str(scene) and load_scene(options).val.tolist() == list(range(0, 17, hold or 8))
+
+
 def test_both_doors_lead_to_the_same_scene(scene_data, tmp_path):
     """The model and the transforms.json made of it have the same world, bound and box, and nearly the same start of the views.
 
@@ -293,6 +325,24 @@ def test_both_doors_lead_to_the_same_scene(scene_data, tmp_path):
     assert other.bound == one.bound and [name.removeprefix("images/") for name in other.names] == one.names
     assert np.array_equal(other.val, one.val) and np.array_equal(other.train, one.train)
     assert other.cameras.near[0] == pytest.approx(one.cameras.near[0], rel=0.3)
+
+
+def test_the_largest_of_several_models_becomes_transforms(tmp_path):
+    scene = ring_scene(tmp_path)
+    (scene / "sparse" / "0").rename(scene / "sparse" / "1")
+    cameras, images, points = ring_model()
+    write_binary(scene / "sparse" / "0", cameras, images[:3], points)
+    assert colmap2nerf.main(["--images", str(scene / "images")]) == 0
+    assert len(json.loads((scene / "transforms.json").read_text())["frames"]) == 9
+    assert sorted(entry.name for entry in (scene / "sparse").iterdir()) == ["0", "1"]
+
+
+def test_all_of_a_lens_gets_into_transforms(tmp_path):
+    """FULL_OPENCV's k3 too, which OPENCV has not."""
+    scene = ring_scene(tmp_path, camera=("FULL_OPENCV", 64, 48, [60, 61, 32, 24, 0.05, -0.01, 0.001, -0.002, 0.003, 0, 0, 0]))
+    assert colmap2nerf.main(["--images", str(scene / "images")]) == 0
+    one, other = read_colmap(scene, scene_options(scene)), read_transforms(scene, scene_options(scene))
+    assert one.distortion[0].tolist() == other.distortion[0].tolist() == [0.05, -0.01, 0.003, 0, 0.001, -0.002]
 
 
 def test_a_model_without_points(tmp_path):

@@ -16,7 +16,7 @@ from nerf.errors import UserError
 from nerf.scene import load_scene
 from nerf.scene.formats import read_capture
 from nerf.scene.ply import parse_ply
-from nerf.scene.transforms import LENSES
+from nerf.scene.transforms_file import LENSES
 from scene_files import (
     options,
     ring_scene,

@@ -38,6 +38,16 @@ def test_photos_keep_names_folders_and_what_the_trainer_would_see(tmp_path):
     assert not list(root.glob(".*"))
 
 
+def test_linked_folders_are_entered(tmp_path):
+    """But for one that leads back."""
+    root = ring_scene(tmp_path / "scene")
+    write_photo(tmp_path / "elsewhere" / "deep" / "a.png")
+    (root / "images" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(root / "images")
+    status, told = run(root)
+    assert status == 0 and "10 photos" in told and (root / "images_2" / "linked" / "deep" / "a.png").is_file()
+
+
 @pytest.mark.parametrize("ending", ["jpg", "png"])
 def test_exif_orientation_keeps_its_meaning(tmp_path, ending):
     """A photo that lies on its side stays so, with the tag that turns it."""

@@ -4,8 +4,10 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 
 from nerf.errors import UserError
+from nerf.rays import Views
 from nerf.scene import load_scene
 from nerf.scene.colmap import read_colmap
 from nerf.scene.dtu import read_dtu
@@ -51,7 +53,28 @@ def test_the_same_as_colmap(tmp_path):
 def world_matrices(capture):
     for pose, (fx, fy, cx, cy) in zip(capture.poses, capture.intrinsics, strict=True):
         to_camera = np.linalg.inv(np.vstack([np.column_stack([pose[:, :3] * [1, -1, -1], pose[:, 3]]), [0, 0, 0, 1]]))
-        yield np.array([[fx, 0, cx, 0], [0, fy, cy, 0], [0, 0, 1, 0], [0, 0, 0, 1]]) @ to_camera
+        yield np.array([[fx, 0, cx - 0.5, 0], [0, fy, cy - 0.5, 0], [0, 0, 1, 0], [0, 0, 0, 1]]) @ to_camera
+
+
+@pytest.mark.parametrize("downscale", [1, 2])
+def test_a_pixel_looks_where_it_does_in_neus(tmp_path, downscale):
+    """NeuS takes pixel (x, y), counted from 0, along R K^-1 (x, y, 1), with K of a file whose principal point is ((w - 1) / 2, (h - 1) / 2)."""
+    ring_scene(tmp_path)
+    capture = read_colmap(tmp_path, options(tmp_path))
+    (tmp_path / "images").rename(tmp_path / "image")
+    calibration = np.array([[60, 0, 31.5, 0], [0, 60, 23.5, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]])
+    matrices = {}
+    for i, pose in enumerate(capture.poses):
+        to_world = np.vstack([np.column_stack([pose[:, :3] * [1, -1, -1], pose[:, 3]]), [0, 0, 0, 1]])
+        matrices |= {f"world_mat_{i}": (calibration @ np.linalg.inv(to_world)).astype(np.float32), f"scale_mat_{i}": np.eye(4, dtype=np.float32)}
+    np.savez(tmp_path / "cameras_sphere.npz", **matrices)
+    scene = load_scene(dtu(tmp_path, downscale=downscale))
+    x, y = np.meshgrid([0, 10, 40], [0, 20, 30])  # in pixels of the file
+    pixels = (np.stack([x.ravel(), y.ravel()], axis=1) + 0.5) / downscale
+    rays = Views(scene.cameras, scene.aabb, torch.device("cpu")).rays(torch.full((9,), 4), torch.tensor(pixels, dtype=torch.float32))
+    local = np.linalg.inv(calibration[:3, :3]) @ [x.ravel(), y.ravel(), np.ones(9)]
+    expected = (capture.poses[4, :, :3] * [1, -1, -1]) @ (local / np.linalg.norm(local, axis=0))
+    assert np.allclose(rays.directions.numpy() @ scene.world.rotation, expected.T, atol=1e-5)
 
 
 def test_the_unit_sphere_stays(ring):

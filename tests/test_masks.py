@@ -12,9 +12,11 @@ from nerf.scene import load_scene
 from nerf.scene.masks import masks_of
 from scene_files import (
     options,
+    ring_model,
     ring_scene,
     ring_transforms,
     save_transforms,
+    write_binary,
     write_mask,
     write_photo,
 )
@@ -102,6 +104,33 @@ def test_two_photos_with_one_mask(tmp_path):
     for name in ("000.png.png", "000.jpg.png"):
         write_mask(tmp_path / "masks" / name, noise(64, 48))
     assert load_scene(options(tmp_path, data_format="nerf")).masks is not None
+
+
+@pytest.mark.parametrize("stated", ["{root}/images/{name}", "./images/{name}", "../scene/images/{name}", "../elsewhere/images/{name}", "{root}/../elsewhere/images/{name}"])
+def test_masks_of_photos_that_are_named_by_another_way(tmp_path, stated):
+    """By an absolute path, or by one that leaves the scene: no photo is its own mask."""
+    content, mask = ring_transforms(tmp_path / "scene", folder="images/left"), noise(64, 48)
+    if "elsewhere" in stated:
+        (tmp_path / "elsewhere").mkdir()
+        (tmp_path / "scene" / "images").rename(tmp_path / "elsewhere" / "images")
+    for i, frame in enumerate(content["frames"]):
+        frame["file_path"] = stated.format(root=tmp_path / "scene", name=f"left/{i:03d}.png")
+        write_mask(tmp_path / "scene" / "masks" / "left" / f"{i:03d}.png", mask)
+    save_transforms(tmp_path / "scene", content)
+    scene = load_scene(options(tmp_path / "scene", data_format="nerf"))
+    assert all(np.array_equal(scene.masks.image(i, (64, 48)), mask) for i in range(9))
+
+
+def test_a_mask_below_a_name_that_begins_with_images(tmp_path):
+    """COLMAP's names are below images/, whatever they begin with."""
+    cameras, images, points = ring_model()
+    images = [(f"images_{'left' if i % 2 else 'right'}/{i // 2:03d}.png", *image[1:]) for i, image in enumerate(images)]
+    write_binary(tmp_path / "sparse" / "0", cameras, images, points)
+    for i, image in enumerate(images):
+        write_photo(tmp_path / "images" / image[0], seed=i)
+        write_mask(tmp_path / "masks" / f"{image[0]}.png", noise(64, 48))
+    scene = load_scene(options(tmp_path))
+    assert any("masks for 9 of 9 photos" in note for note in scene.notes)
 
 
 def test_every_allowed_pixel_is_drawn_and_no_other():

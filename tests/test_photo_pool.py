@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import os
+import pwd
 import time
 
 import numpy as np
@@ -277,3 +278,15 @@ def test_a_file_that_shrinks_is_a_sentence_not_a_crash(tmp_path, cache):
     pool = PhotoPool(photos, [0], np.array([[64, 48]]), True, None, torch.device("cpu"))
     with pytest.raises(UserError, match="end too early"):
         pool.follow(0, 0)
+
+
+def test_a_user_without_a_home(tmp_path, monkeypatch):
+    """As in a container, where the user may have no entry either."""
+    def no_entry(_):
+        raise KeyError
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("HSM_PHOTO_CACHE", raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", no_entry)
+    with pytest.raises(UserError, match="no home folder .*; name a folder in HSM_PHOTO_CACHE"):
+        load_scene(options(ring_scene(tmp_path), image_cache="disk"))

@@ -1,5 +1,6 @@
 """Scenes end to end: real ones load with the right counts, sizes and conventions, and what is placed in the world fits together."""
 
+import re
 from itertools import pairwise
 
 import numpy as np
@@ -8,7 +9,14 @@ import pytest
 from nerf.errors import UserError
 from nerf.scene import FISHEYE, load_scene
 from nerf.scene.colmap_model import read_model
-from scene_files import options, ring_scene, ring_transforms, write_photo
+from scene_files import (
+    options,
+    ring_model,
+    ring_scene,
+    ring_transforms,
+    write_binary,
+    write_photo,
+)
 
 
 def project(cameras, i, points):
@@ -147,6 +155,39 @@ def test_all_cameras_at_one_place(tmp_path):
     assert scene.scale == 1 and np.abs(scene.cameras.poses[:, :, 3]).max() < 1e-6
 
 
+@pytest.mark.parametrize("origin", [(0, 0, 0), (5e5, 5e6, 100), (4e6, 6e5, 4.9e6)])
+def test_coordinates_of_a_map(tmp_path, origin):
+    """Metres in UTM or about the Earth's centre: the scene is what it is elsewhere."""
+    cameras, images, points = ring_model()
+    images = [(name, camera, quaternion, translation - rotation_of(quaternion) @ origin, *rest) for name, camera, quaternion, translation, *rest in images]
+    write_binary(tmp_path / "sparse" / "0", cameras, images, {key: xyz + origin for key, xyz in points.items()})
+    for i in range(9):
+        write_photo(tmp_path / "images" / f"{i:03d}.png", seed=i)
+    scene, plain = load_scene(options(tmp_path)), load_scene(options(ring_scene(tmp_path / "plain")))
+    assert scene.scale == pytest.approx(plain.scale, rel=1e-6) and np.allclose(scene.cameras.poses, plain.cameras.poses, atol=1e-6)
+    assert np.allclose(scene.points, plain.points, atol=1e-6) and not any("warning" in note for note in scene.notes)
+
+
+def rotation_of(quaternion):
+    """[3,3] of (w, x, y, z)."""
+    w, *axis = quaternion
+    cross = np.cross(np.eye(3), axis)
+    return np.eye(3) + 2 * w * cross + 2 * cross @ cross
+
+
+def test_a_camera_far_from_all_others_is_named(tmp_path):
+    cameras, images, points = ring_model(count=20)
+    name, camera, quaternion, translation, *rest = images[3]
+    images[3] = (name, camera, quaternion, 100 * translation, *rest)
+    ring_scene(tmp_path, count=20)
+    write_binary(tmp_path / "sparse" / "0", cameras, images, points)
+    line, = (note for note in load_scene(options(tmp_path)).notes if note.startswith("warning:"))
+    assert line.startswith("warning: 003.png may have a wrong pose") and "99 times as far" in line
+    scale = float(re.search(r"--scale ([\d.e-]+)", line).group(1))
+    scene = load_scene(options(tmp_path, scale=scale))
+    assert np.median(np.linalg.norm(scene.cameras.poses[:, :, 3], axis=1)) == pytest.approx(1, abs=0.05) and not any("warning" in note for note in scene.notes)
+
+
 def test_ring_is_centred(tmp_path):
     """Cameras that all look at the origin put it at the origin, whatever the format."""
     ring_scene(tmp_path / "a")
@@ -182,6 +223,8 @@ def test_bound(tmp_path):
 def test_missing_folder(tmp_path):
     with pytest.raises(UserError, match="no such folder"):
         load_scene(options(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match="~nobody of that name/scene: no such folder"):
+        load_scene(options("~nobody of that name/scene"))
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="is a file"):
         load_scene(options(tmp_path / "file"))

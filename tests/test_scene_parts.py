@@ -1,5 +1,6 @@
 """The parts of a scene: photos of every kind, poses that are none, turning and centring, limits of views."""
 
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -78,6 +79,15 @@ def test_photo_claiming_a_huge_size(tmp_path):
     (tmp_path / "a.png").write_bytes(content)
     with pytest.raises(UserError, match="does not open"):
         load(tmp_path / "a.png")
+
+
+def test_photo_of_a_telephone(tmp_path):
+    """200 million pixels, which Pillow by itself refuses."""
+    Image.new("1", (16320, 12240), 1).save(tmp_path / "a.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        headers = read_headers([tmp_path / "a.png"])
+    assert headers.sizes.tolist() == [[16320, 12240]]
 
 
 def test_rigid_poses():

@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import random
+import shutil
 
 import numpy as np
 import pytest
@@ -11,7 +12,14 @@ import pytest
 from nerf.errors import UserError
 from nerf.scene import FISHEYE, PERSPECTIVE, load_scene
 from nerf.scene.transforms import read_transforms
-from scene_files import options, ring_scene, ring_transforms, save_transforms, write_mask
+from scene_files import (
+    options,
+    ring_scene,
+    ring_transforms,
+    save_transforms,
+    write_mask,
+    write_photo,
+)
 
 
 def nerf(root, **changes):
@@ -109,15 +117,37 @@ def test_split_files_that_are_not_all_there(tmp_path):
     assert scene.val.tolist() == scene.test.tolist() == [9, 10] and len(scene.train) == 9
 
 
-def test_split_files_of_real_photos_are_recentred(tmp_path):
-    """Lens distortion tells colmap2nerf's split files from a renderer's."""
-    content = ring_transforms(tmp_path, "transforms_train.json") | {"k1": 0.01}
-    for frame in content["frames"]:
-        for row in frame["transform_matrix"][:3]:
-            row[3] += 10
-    save_transforms(tmp_path, content, "transforms_train.json")
+def test_held_out_views_may_be_cameras_alone(tmp_path):
+    """As BlenderNeRF exports its test views."""
+    for split, count in (("train", 9), ("val", 2), ("test", 3)):
+        ring_transforms(tmp_path, f"transforms_{split}.json", count, split)
+    shutil.rmtree(tmp_path / "test")
     scene = load_scene(nerf(tmp_path))
-    assert np.allclose(np.linalg.norm(scene.cameras.poses[:, :, 3], axis=1), 1, atol=1e-5)
+    assert [part.tolist() for part in (scene.train, scene.val, scene.test)] == [list(range(9)), [9, 10], [9, 10]]
+    assert any("transforms_test.json: none of its 3 photos is there" in note for note in scene.notes)
+    shutil.rmtree(tmp_path / "val")
+    assert load_scene(nerf(tmp_path)).val.tolist() == [0, 8]
+    shutil.rmtree(tmp_path / "train")
+    with pytest.raises(UserError, match="transforms_train.json: none of the 9 photos"):
+        load_scene(nerf(tmp_path))
+
+
+@pytest.mark.parametrize("name, head, shift, radius", [
+    ("a lens", {"k1": 0.01}, 0, 3), ("an instant-ngp cube", {"k1": 0.0, "aabb_scale": 4}, 0, 3), ("points", {"ply_file_path": "points.ply"}, 0, 3),
+    ("cameras elsewhere", {"camera_model": "PINHOLE"}, 10, 3), ("cameras inside the cube", {"camera_model": "PINHOLE"}, 0, 1)])
+def test_split_files_that_are_no_object_at_the_origin(tmp_path, name, head, shift, radius):
+    """Each mark alone tells the split files of a capture from those of NeRF-synthetic."""
+    (tmp_path / "points.ply").write_text("ply\nformat ascii 1.0\nelement vertex 2\nproperty float x\nproperty float y\nproperty float z\nend_header\n1 1 1\n-1 -1 -1\n")
+    for split in ("train", "test"):
+        content = ring_transforms(tmp_path, f"transforms_{split}.json", folder=split, radius=radius) | head
+        for frame in content["frames"]:
+            for row in frame["transform_matrix"][:3]:
+                row[3] += shift
+        save_transforms(tmp_path, content, f"transforms_{split}.json")
+    scene = load_scene(nerf(tmp_path))
+    assert np.allclose(np.linalg.norm(scene.cameras.poses[:, :, 3], axis=1), 1, atol=1e-5) and scene.scale == pytest.approx(1 / radius)
+    assert scene.bound >= 2 and any("(split files)" in note for note in scene.notes) and len(scene.train) == len(scene.test) == 9
+    assert any("aabb_scale 4 states a cube" in note for note in scene.notes) == ("aabb_scale" in head) and (scene.points is not None) == (name == "points")
 
 
 def test_reduced_folder(tmp_path):
@@ -130,6 +160,21 @@ def test_reduced_folder(tmp_path):
     assert (scene.cameras.sizes == (64, 48)).all() and np.allclose(scene.cameras.intrinsics[0], [60, 61, 32, 24])
 
 
+@pytest.mark.parametrize("stated", ["{root}/images/{name}.png", "images/{name}", "../elsewhere/{name}.png", "{root}/../elsewhere/{name}.png"])
+def test_reduced_photos_of_paths_of_all_kinds(tmp_path, stated):
+    """images_2 serves what is in images; a photo that lies elsewhere is reduced here."""
+    root = tmp_path / "scene"
+    content = ring_transforms(root)
+    for i, frame in enumerate(content["frames"]):
+        frame["file_path"] = stated.format(root=root, name=f"{i:03d}")
+        write_photo(root / "images_2" / f"{i:03d}.png", size=(32, 24))
+    if "elsewhere" in stated:
+        (root / "images").rename(tmp_path / "elsewhere")
+    save_transforms(root, content)
+    capture, scene = read_transforms(root, nerf(root, downscale=2)), load_scene(nerf(root, downscale=2))
+    assert capture.at_full_size.all() == ("elsewhere" in stated) and (scene.cameras.sizes == (32, 24)).all()
+
+
 def test_missing_photos(tmp_path):
     ring_transforms(tmp_path)
     (tmp_path / "images" / "004.png").unlink()
@@ -139,6 +184,28 @@ def test_missing_photos(tmp_path):
         photo.unlink()
     with pytest.raises(UserError, match="none of the 9 photos"):
         load_scene(nerf(tmp_path))
+
+
+@pytest.mark.parametrize("ending", [".png", ".jpg", ".webp"])
+def test_names_without_their_ending(tmp_path, ending):
+    content = ring_transforms(tmp_path)
+    for frame in content["frames"]:
+        file = tmp_path / frame["file_path"]
+        frame["file_path"] = frame["file_path"].removesuffix(".png")
+        file.rename(file.with_suffix(ending))
+    save_transforms(tmp_path, content)
+    assert len(load_scene(nerf(tmp_path)).names) == 9
+
+
+def test_other_ways_to_state_a_lens(tmp_path):
+    """instant-ngp's angle in degrees, null for what is not known, and the mark that Windows' editors put before UTF-8."""
+    content = ring_transforms(tmp_path, head={"x_fov": 50, "y_fov": 40, "camera_model": None})
+    content["frames"][3] |= {"camera_angle_x": 0.9, "y_fov": None, "fl_y": None, "camera_model": "OPENCV_FISHEYE"}
+    (tmp_path / "transforms.json").write_text(json.dumps(content), encoding="utf-8-sig")
+    cameras = load_scene(nerf(tmp_path)).cameras
+    focal = [32 / math.tan(math.radians(25)), 24 / math.tan(math.radians(20))]
+    assert np.allclose(cameras.intrinsics[0], [*focal, 32, 24]) and np.allclose(cameras.intrinsics[3, :2], [32 / math.tan(0.45), focal[1]])
+    assert cameras.lens.tolist() == [0] * 3 + [FISHEYE] + [0] * 5
 
 
 def test_no_file(tmp_path):

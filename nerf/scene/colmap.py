@@ -1,4 +1,4 @@
-"""Reader of COLMAP scenes: a sparse model beside a folder `images` (and, for `--downscale N`, `images_N`)."""
+"""Reader of COLMAP scenes: a sparse model beside a folder `images` (and, for `--downscale N`, `images_N`), or beside the photos themselves."""
 
 import os
 from itertools import pairwise
@@ -8,16 +8,27 @@ import numpy as np
 from nerf.errors import UserError
 from nerf.scene.cameras import FISHEYE, OPENCV_TO_OPENGL, PERSPECTIVE
 from nerf.scene.capture import Capture
-from nerf.scene.colmap_model import model_kind, read_model
-from nerf.scene.folder import listing, reduced
+from nerf.scene.colmap_model import model_kind, numbered_models, read_model
+from nerf.scene.folder import listing, photo_files
 from nerf.scene.masks import named_masks
+from nerf.scene.photo_places import photo_places
 
 MODEL_FOLDERS = ("sparse/0", "colmap_sparse/0", "colmap", "sparse", "colmap/sparse/0")
 
 
 def find_model(root):
-    """The folder of the sparse model of the scene in folder `root`, or None."""
-    return next((root / name for name in MODEL_FOLDERS if model_kind(root / name)), None)
+    """The folder of the sparse model of the scene in folder `root`, or None. Of several that COLMAP left side by side, the largest."""
+    return next((folder for _, folder in _found_models(root)), None)
+
+
+def _found_models(root):
+    """(images registered, folder) of the sparse models at the first of MODEL_FOLDERS, the largest first."""
+    for name in MODEL_FOLDERS:
+        place = root / name
+        found = numbered_models(place.parent) if place.name == "0" else [(None, place)] * bool(model_kind(place))
+        if found:
+            return found
+    return []
 
 
 def read_colmap(root, options):
@@ -25,15 +36,15 @@ def read_colmap(root, options):
 
     options: downscale. Raises UserError for a malformed model, and where no photo is found.
     """
-    model = read_model(find_model(root))
+    (_, folder), *others = _found_models(root)
+    model = read_model(folder)
     registered = sorted(model.images, key=lambda image: image.name)
     twice = next((one.name for one, other in pairwise(registered) if one.name == other.name), None)
     if twice:
         raise UserError(f"{model.folder}: the model registers {twice} twice, so one of the two poses is wrong; run COLMAP again")
-    places = [reduced(root, f"images/{image.name}", options.downscale) for image in registered]
+    names, places, moved = _photos(root, [image.name for image in registered], options.downscale)
     there = [os.path.isfile(place) for place in places]
-    images = [image for image, is_there in zip(registered, there, strict=True) if is_there]
-    files = [place for place, is_there in zip(places, there, strict=True) if is_there]
+    images, names, files = ([one for one, is_there in zip(every, there, strict=True) if is_there] for every in (registered, names, places))
     if not files:
         raise UserError(_no_photo(root, model, registered, places))
     cameras = [model.cameras[image.camera] for image in images]
@@ -43,13 +54,26 @@ def read_colmap(root, options):
     masks, notes = named_masks(root, [image.name for image in images], options.downscale)
     return Capture(
         source=model.folder, files=files, names=[image.name for image in images],
-        at_full_size=np.array([file == root / "images" / image.name for file, image in zip(files, images, strict=True)]),
+        at_full_size=np.array([file == root / name for file, name in zip(files, names, strict=True)]),
         full_sizes=np.array([[camera.width, camera.height] for camera in cameras], dtype=np.float64),
         poses=poses, intrinsics=intrinsics, distortion=distortion,
         lens=np.array([FISHEYE if "FISHEYE" in camera.model else PERSPECTIVE for camera in cameras], dtype=np.int32),
         points=model.points if len(model.points) else None,
         seen=[_rows_of(image.point_ids, model.point_ids) for image in images] if len(model.points) else None,
-        masks=masks, notes=[*_notes(root, model, cameras, files, registered), *notes])
+        masks=masks, notes=[*_notes(root, model, cameras, files, registered), *_other_models(root, others), *moved, *notes])
+
+
+def _photos(root, registered, downscale):
+    """Paths below `root` of the photos with COLMAP's names `registered`, then places and notes as of photo_places.
+
+    The names are paths below images/, or, where `root` itself was the photo folder, below that.
+    """
+    names = [f"images/{name}" for name in registered]
+    found = names, *photo_places(root, names, downscale)
+    if any(map(os.path.isfile, found[1])):
+        return found
+    at_root = registered, *photo_places(root, registered, downscale)
+    return at_root if any(map(os.path.isfile, at_root[1])) else found
 
 
 def _no_photo(root, model, registered, places):
@@ -93,9 +117,17 @@ def _notes(root, model, cameras, files, registered):
     if missing:
         notes.append(f"{missing} of {len(registered)} registered photos are missing in {root} and were skipped")
     folders = {file.parent for file in files}
-    unregistered = sum(1 for folder in folders for file in folder.iterdir() if file.is_file()) - len(set(files))
+    unregistered = sum(len(photo_files(folder)) for folder in folders) - len(set(files))
     if unregistered > 0:
-        notes.append(f"{unregistered} files beside the photos are not registered by COLMAP and were skipped")
+        notes.append(f"{unregistered} photos beside these are not registered in {model.folder.relative_to(root)} and were skipped")
     if model.dropped:
         notes.append(f"{model.dropped} sparse points with NaN or inf coordinates were dropped")
     return notes
+
+
+def _other_models(root, others):
+    if not others:
+        return []
+    named = ", ".join(f"{folder.relative_to(root)} with {count}" for count, folder in others)
+    return [(f"warning: COLMAP could not join all photos to one model: the largest is taken, and not {named}; "
+             "photos that show parts of both would join them")]

@@ -1,7 +1,7 @@
 """Reader of DTU scenes as IDR and NeuS lay them out: cameras_sphere.npz (or cameras.npz) beside the folders `image` and `mask`.
 
 For photo i of the sorted folder, world_mat_i [4,4] projects the world to its pixels, and scale_mat_i [4,4] takes the unit sphere that
-holds the object to the world. (Yariv et al., IDR, 2020.)
+holds the object to the world. Pixels have their centres at whole numbers there. (Yariv et al., IDR, 2020; Wang et al., NeuS, 2021.)
 """
 
 import numpy as np
@@ -12,10 +12,12 @@ from nerf.scene.capture import Capture
 from nerf.scene.folder import listing, photo_files, reduced
 from nerf.scene.masks import named_masks
 from nerf.scene.numpy_file import parse_npz
+from nerf.scene.photo_places import photo_places
 from nerf.scene.photos import read_headers
 
 FILES = ("cameras_sphere.npz", "cameras.npz")
 MAX_SKEW = 0.01  # of the focal length
+PIXEL_CENTRE = 0.5  # in Cameras, of the pixel that these files count as 0
 REMEDY = "copy the file again or export it anew"
 
 
@@ -36,7 +38,7 @@ def read_dtu(root, options):
     full = photo_files(folder)
     projections, framed = _projections(file, len(full), folder)
     names = [photo.name for photo in full]
-    files = [reduced(root, f"{folder.name}/{name}", options.downscale) for name in names]
+    files, moved = photo_places(root, [f"{folder.name}/{name}" for name in names], options.downscale)
     masks, notes = _masks(root, names, options.downscale)
     if masks:
         notes.append("what the masks leave out is usually the table under the object; move them elsewhere to learn it too, with a larger --bound")
@@ -45,7 +47,7 @@ def read_dtu(root, options):
         source=file, files=files, names=names, at_full_size=np.array([one == other for one, other in zip(files, full, strict=True)]),
         full_sizes=read_headers(full).sizes.astype(np.float64), poses=np.stack(poses), intrinsics=np.array(intrinsics),
         distortion=np.zeros((len(full), 6)), lens=np.full(len(full), PERSPECTIVE, dtype=np.int32), framed=framed, masks=masks,
-        notes=[f"{len(full)} photos from {file}", *notes])
+        notes=[f"{len(full)} photos from {file}", *moved, *notes])
 
 
 def _masks(root, names, downscale):
@@ -83,7 +85,7 @@ def _matrix(file, arrays, name):
 
 
 def _decomposed(file, i, projection):
-    """fx, fy, cx, cy and the camera-to-world pose [3,4] (OpenGL axes) of projection [3,4] = K [R | -R C]: Hartley & Zisserman, 6.2.4."""
+    """fx, fy, cx, cy as in Cameras and the camera-to-world pose [3,4] (OpenGL axes) of projection [3,4] = K [R | -R C]: Hartley & Zisserman, 6.2.4."""
     projection = projection / (np.abs(projection[:, :3]).max() or 1)
     projection = projection * (np.sign(np.linalg.det(projection[:, :3])) or 1)  # which is known up to its sign
     square = projection[:, :3]
@@ -98,4 +100,5 @@ def _decomposed(file, i, projection):
     if abs(calibration[0, 1]) > MAX_SKEW * calibration[0, 0]:
         raise UserError(f"{file}: world_mat_{i} is that of a camera with skewed pixels, which no lens here has; {REMEDY}")
     centre = -np.linalg.solve(square, projection[:, 3])
-    return (calibration[0, 0], calibration[1, 1], calibration[0, 2], calibration[1, 2]), np.column_stack([rotation.T * OPENCV_TO_OPENGL, centre])
+    intrinsics = calibration[0, 0], calibration[1, 1], calibration[0, 2] + PIXEL_CENTRE, calibration[1, 2] + PIXEL_CENTRE
+    return intrinsics, np.column_stack([rotation.T * OPENCV_TO_OPENGL, centre])

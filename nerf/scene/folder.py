@@ -14,7 +14,10 @@ VIDEO_ENDINGS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v")
 
 def scene_folder(path):
     """The folder `path`, absolute. Raises UserError where there is none."""
-    folder = Path(path).expanduser()
+    try:
+        folder = Path(path).expanduser()
+    except RuntimeError:  # ~ of nobody
+        folder = Path(path)
     if folder.is_file() and folder.suffix.lower() in VIDEO_ENDINGS:
         raise UserError(f"{path} is a video; make a scene of it by: python scripts/colmap2nerf.py --video {shlex.quote(str(path))} --run_colmap")
     if folder.is_file():
@@ -36,6 +39,26 @@ def listing(folder):
 def photo_files(folder):
     """The files in `folder` (not below) whose names end as photos' do, sorted by name; hidden ones, such as macOS' ._ copies, left out."""
     return sorted(entry for entry in folder.iterdir() if not entry.name.startswith(".") and entry.suffix.lower() in PHOTO_ENDINGS and entry.is_file())
+
+
+def files_below(folder):
+    """The files in `folder` and its sub-folders, hidden ones left out, in the order of their paths.
+
+    Linked sub-folders count, but for those that lead back.
+    """
+
+    def walk(place, above):
+        real = os.path.realpath(place)
+        entries = [] if real in above else [entry for entry in place.iterdir() if not entry.name.startswith(".")]
+        inner = [file for entry in entries if entry.is_dir() for file in walk(entry, {*above, real})]
+        return inner + [entry for entry in entries if entry.is_file()]
+
+    return sorted(walk(folder, set()))
+
+
+def photos_below(folder):
+    """Of files_below those whose names end as photos' do."""
+    return [file for file in files_below(folder) if file.suffix.lower() in PHOTO_ENDINGS]
 
 
 def reduced(root, relative, downscale):

@@ -12,12 +12,8 @@ from nerf.scene.dtu import find_dtu, read_dtu
 from nerf.scene.folder import VIDEO_ENDINGS, listing, photo_files
 from nerf.scene.llff import FILE as LLFF_FILE
 from nerf.scene.llff import find_llff, read_llff
-from nerf.scene.transforms import (
-    SINGLE,
-    SPLITS,
-    find_transforms,
-    read_transforms,
-)
+from nerf.scene.transforms import find_transforms, read_transforms
+from nerf.scene.transforms_file import SINGLE, SPLITS
 
 SEARCHED = 200  # entries of a folder that are looked into for scenes and photos
 NAMED = 4

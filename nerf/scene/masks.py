@@ -1,7 +1,7 @@
 """Masks: which pixels of each photo may be learned from and measured.
 
-A mask is a picture beside the photo, zero where the photo is to be left out. By convention it lies in `masks/`, named as the photo is below
-`images/`, with .png appended (as COLMAP has it) or in the place of the photo's ending.
+A mask is a picture beside the photo, zero where the photo is to be left out. By convention it lies in `masks/`, named as the photo is in the
+scene or below `images/`, with .png appended (as COLMAP has it) or in the place of the photo's ending.
 """
 
 import os
@@ -55,18 +55,19 @@ def masks_of(images):
 def named_masks(root, names, downscale, folder="masks"):
     """Where the masks of photos lie by convention, and notes.
 
-    names [n]: paths of the photos below images/, or, where they are elsewhere, below `root`; folder: that of the masks; with `downscale`
-    N, masks_N where there is one. Returns [n] Path or None, or None for no mask at all. Raises UserError where two photos share one.
+    names [n]: paths of the photos as the scene states them: below images/, below `root`, or absolute; folder: that of the masks; with
+    `downscale` N, masks_N where there is one. Returns [n] Path or None, or None for no mask at all. Raises UserError where two photos share one.
     """
     if not (root / folder).is_dir():
         return None, []
-    masks = [_named_mask(root, folder, Path(name), downscale) for name in names]
+    places = [_places(root, name) for name in names]
+    masks = [_named_mask(root, folder, place, downscale) for place in places]
     shared = next((mask for mask, count in Counter(masks).items() if mask and count > 1), None)
     if shared:
-        one, other = [name for name, mask in zip(names, masks, strict=True) if mask == shared][:2]
+        one, other = [place[0] for place, mask in zip(places, masks, strict=True) if mask == shared][:2]
         raise UserError(f"{shared} could be the mask of {one} and of {other}; name the masks {one}.png and {other}.png")
     if not any(masks):
-        return None, [f"warning: no file in {root / folder} is named after a photo (looked for {names[0]}.png and others), so nothing is masked"]
+        return None, [f"warning: no file in {root / folder} is named after a photo (looked for {places[0][-1]}.png and others), so nothing is masked"]
     return masks, []
 
 
@@ -90,13 +91,24 @@ def load_masks(files, photos, found, sizes):
     return Masks(starts, lengths, first), [note]
 
 
-def _named_mask(root, folder, name, downscale):
-    if name.parts and name.parts[0].split("_")[0] == "images":
-        name = name.relative_to(name.parts[0])
-    for candidate in (Path(f"{name}.png"), name.with_suffix(".png") if name.name else name, name):
-        mask = reduced(root, Path(folder) / candidate, downscale)
-        if os.path.isfile(mask):
-            return mask
+def _places(root, name):
+    """Where the mask of the photo `name` may be below the folder of masks, the more exact first: a photo in the scene has its path there, with
+    and without the photo folder; one that lies elsewhere its path in its own photo folder, else its bare name."""
+    path = Path(os.path.normpath(root / name))
+    inside = path.is_relative_to(root)
+    parts = path.relative_to(root).parts if inside else path.parts
+    folders = [i for i, part in enumerate(parts[:-1]) if part.split("_")[0] == "images"]
+    if inside:
+        return [Path(*parts), *(Path(*parts[1:]) for i in folders if i == 0)]
+    return [Path(*parts[folders[-1] + 1:]) if folders else Path(path.name)]
+
+
+def _named_mask(root, folder, places, downscale):
+    for place in places:
+        for candidate in (f"{place}.png", place.with_suffix(".png"), place):
+            mask = reduced(root, Path(folder) / candidate, downscale)
+            if os.path.isfile(mask):
+                return mask
     return None
 
 

@@ -21,6 +21,13 @@ LEAST_AGREEMENT = 0.05
 # the point nearest to all axes is decided by noise.
 LEAST_CONVERGENCE = 1e-3
 
+# Cameras are at one place where they are no farther apart than this in file units, or, as far as rounding goes, of the greatest coordinate: it
+# may be millions of metres where poses are in those of a map.
+ONE_PLACE, ROUNDING = 1e-6, 1e-11
+
+# A camera this many times as far as nearly all others was probably placed wrong.
+STRAY, NEARLY_ALL = 5, 0.95
+
 # Share of the sparse points cut off at each end of each axis before averaging: a few mistriangulated points lie very far away.
 TRIMMED = 0.01
 
@@ -61,7 +68,7 @@ def world_transform(capture, poses, options):
         marks = landmarks(capture, poses)
         centre, where = _centre(marks, poses, options.enable_cam_center)
         scale, how = _unit_scale(positions, centre, marks)
-        notes = [f"world axes: {up}", f"world centre: {where}"]
+        notes = [f"world axes: {up}", f"world centre: {where}", *(_stray(capture.names, positions, centre) if options.scale == AUTO else [])]
     if options.scale != AUTO:
         scale, how = options.scale, "as given"
     notes.append(f"scale {scale:.6g} ({how}; --scale changes it)")
@@ -121,7 +128,7 @@ def _centre(marks, poses, at_cameras):
 
 def _unit_scale(positions, centre, marks):
     radius = np.linalg.norm(positions - centre, axis=1).max()
-    negligible = 1e-6 * (1 + np.abs(positions).max())
+    negligible = ONE_PLACE + ROUNDING * np.abs(positions).max()
     if radius > negligible:
         return 1 / radius, "the farthest camera is at distance 1"
     if marks is not None:
@@ -129,3 +136,15 @@ def _unit_scale(positions, centre, marks):
         if distance > negligible:
             return 1 / distance, f"all cameras are at the centre; the median {marks.noun} is at distance 1"
     return 1.0, "that of the file, because all cameras are at one place and nothing else tells the size"
+
+
+def _stray(names, positions, centre):
+    """A warning where the farthest camera alone decides on the scale, else nothing. names [n], positions [n,3]."""
+    distances = np.linalg.norm(positions - centre, axis=1)
+    usual, farthest = np.quantile(distances, NEARLY_ALL, method="lower"), int(np.argmax(distances))
+    if distances[farthest] <= STRAY * usual or usual <= ONE_PLACE + ROUNDING * np.abs(positions).max():
+        return []
+    others = int((distances > STRAY * usual).sum()) - 1
+    who, ratio = names[farthest] + f" and {others} others" * bool(others), distances[farthest] / usual
+    return [(f"warning: {who} may have a wrong pose: {ratio:.0f} times as far from the centre as {100 * NEARLY_ALL:.0f} % of the cameras, which makes "
+             f"all else small; remove that photo, or, if it is right, pass --scale {1 / usual:.3g}")]

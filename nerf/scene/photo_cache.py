@@ -67,8 +67,11 @@ class PhotosOnDisk:
 
 
 def cache_folder():
-    """Where decoded photos are kept: HSM_PHOTO_CACHE, else `~/.cache/hsm_nerf/photos`."""
-    return Path(os.environ.get("HSM_PHOTO_CACHE") or Path.home() / ".cache" / "hsm_nerf" / "photos")
+    """Where decoded photos are kept: HSM_PHOTO_CACHE, else `~/.cache/hsm_nerf/photos`. Raises UserError where there is neither."""
+    try:
+        return Path(os.environ.get("HSM_PHOTO_CACHE") or Path.home() / ".cache" / "hsm_nerf" / "photos")
+    except RuntimeError:
+        raise UserError("this user has no home folder to decode photos into; name a folder in HSM_PHOTO_CACHE, or pass --image_cache cpu") from None
 
 
 def photos_on_disk(files, sizes, offsets, channels):

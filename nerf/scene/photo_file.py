@@ -12,6 +12,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from nerf.errors import UserError
 
+# Pillow warns of larger photos and refuses those of twice as many pixels: by default phones' 200 million are too many for it.
+Image.MAX_IMAGE_PIXELS = 2**29
 DEEP_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 ORIENTATION = 0x0112  # the EXIF tag
 SIDEWAYS = (5, 6, 7, 8)  # its values that exchange width and height

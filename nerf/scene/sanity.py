@@ -1,12 +1,13 @@
 """Sanity report: do bound, scale, near and far fit the cameras and sparse points? A line or two of facts, then warnings that name the flag to change.
 
-"Sees" means that a point projects into the picture: what stands between does not count, nor does lens distortion.
+"Sees" means that a point projects into the picture: what stands between does not count, nor, but for what the lens does not reach, distortion.
 """
 
 import numpy as np
 
-from nerf.scene.cameras import in_picture
+from nerf.scene.cameras import in_picture, spread_directions
 from nerf.scene.extent import BOUNDS
+from nerf.scene.lens import beyond_reach
 
 SHARE_WANTED = 0.9  # of the sparse points that should be within the bound
 WASTE = 4  # a given bound this many times what the points need spends most of the field on nothing
@@ -15,6 +16,8 @@ NEAREST = 0.02  # share of the sightings that are nearer than the start to try, 
 CUT_SHARE = 0.1  # of sightings that near or far may cut off
 LEAST_REACH, MOST_REACH = 0.1, 6.0  # of the farthest camera; --scale is meant to bring it to about 1, or 4 about a rendered object
 UNSEEN_SHARE = 0.5  # of the marched box that may be seen by no camera
+MISSED_SHARE = 0.5  # of the rays that may go past it
+GRID, BEYOND_SHARE = 64, 0.001  # pixels of a row and of a column that are looked at; share of them that the lens need not reach
 MOST_CAMERAS, MOST_POINTS, PROBES = 100, 5000, 8000
 
 
@@ -32,10 +35,13 @@ def sanity_report(scene, options):
         lines += _bound_warnings(scene, options, positions, radii)
     wrong_scale = _scale_warnings(options, distances)
     lines += wrong_scale
-    cameras = _some(scene.cameras, scene.train)
+    some = scene.train[:: max(1, -(-len(scene.train) // MOST_CAMERAS))]
+    cameras = scene.cameras.select(some)
+    lines += _lens_warnings(scene, some)
     if radii is not None and not wrong_scale:
         lines += _range_warnings(scene, options, cameras)
     if not options.contract:
+        lines += _missed_warnings(scene, cameras) if not wrong_scale else []
         lines += _unseen_warnings(scene, options, cameras)
     return lines
 
@@ -73,6 +79,23 @@ def _scale_warnings(options, distances):
     return [f"warning: --scale {options.scale:g} puts the cameras up to {farthest:.3g} from the centre, {trouble}; leave it out, or try --scale {options.scale / farthest:.3g}"]
 
 
+def _lens_warnings(scene, views):
+    """Pixels that are learned from, although the lens leads no ray to them."""
+    strayed = used = 0
+    for i in views:
+        width, height = (int(side) for side in scene.cameras.sizes[i])
+        x, y = (np.linspace(0, side - 1, GRID).astype(int) for side in (width, height))
+        beyond = beyond_reach(scene.cameras, i, np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2) + 0.5)
+        allowed = np.ones(GRID**2, dtype=bool)
+        if scene.masks is not None and beyond.any():
+            allowed = scene.masks.image(i, (width, height))[np.ix_(y, x)].ravel()
+        strayed, used = strayed + (beyond & allowed).sum(), used + allowed.sum()
+    if strayed <= BEYOND_SHARE * used:
+        return []
+    return [(f"warning: {100 * strayed / used:.1f} % of the pixels are where the lens leads no ray, and are learned along wrong ones; "
+             "mask them (masks/), undistort the photos, or find the poses again with another --camera_model")]
+
+
 def _range_warnings(scene, options, cameras):
     """Near and far of the views against the distances at which cameras see the sparse points."""
     points = scene.points[np.abs(scene.points).max(axis=1) <= scene.bound] if not options.contract else scene.points
@@ -93,6 +116,27 @@ def _range_warnings(scene, options, cameras):
     return lines
 
 
+def _missed_warnings(scene, cameras):
+    """Rays that go past the marched box, outside which nothing is learned."""
+    low, high = scene.aabb[:3].astype(np.float64), scene.aabb[3:].astype(np.float64)
+    missed = 1 - _share_that_meets(cameras, low, high)
+    if missed <= MISSED_SHARE:
+        return []
+    fits = [bound for bound in BOUNDS if bound > scene.bound and 1 - _share_that_meets(cameras, -bound, bound) <= MISSED_SHARE]
+    remedy = f"try --bound {fits[0]:g}" if fits else "try another --scale or --offset"
+    return [f"warning: {100 * missed:.0f} % of the rays go past the box that is marched through, so what they show is not learned; {remedy}"]
+
+
+def _share_that_meets(cameras, low, high):
+    """Share of the rays through nine places of each picture that meet the box from `low` to `high`, [3] or a number each."""
+    poses = cameras.poses.astype(np.float64)
+    directions = spread_directions(cameras.intrinsics.astype(np.float64), cameras.sizes) @ poses[:, :, :3].transpose(0, 2, 1)
+    directions = np.where(np.abs(directions) < 1e-12, 1e-12, directions)
+    to_low, to_high = ((side - poses[:, None, :, 3]) / directions for side in (low, high))
+    enter, leave = np.minimum(to_low, to_high).max(axis=2), np.maximum(to_low, to_high).min(axis=2)
+    return float((leave > np.maximum(enter, 0)).mean())
+
+
 def _unseen_warnings(scene, options, cameras):
     """Share of the marched box that no camera sees, estimated at random points of it."""
     low, high = scene.aabb[:3].astype(np.float64), scene.aabb[3:].astype(np.float64)
@@ -105,11 +149,6 @@ def _unseen_warnings(scene, options, cameras):
     if options.mark_untrained:
         return [f"{line} and stay closed (--mark_untrained)"]
     return [f"warning: {line} and may fill with fog; " + ("try --mark_untrained" if options.cuda_ray else "try -O, which closes them")]
-
-
-def _some(cameras, train):
-    """The training cameras, evenly thinned out."""
-    return cameras.select(train[:: max(1, -(-len(train) // MOST_CAMERAS))])
 
 
 def _sees(cameras, points):

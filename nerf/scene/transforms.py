@@ -1,46 +1,30 @@
 """Reader of transforms.json in its three dialects: NeRF-synthetic (a file a split, camera_angle_x), instant-ngp (one file, one lens)
 and nerfstudio (a lens a frame, camera_model)."""
 
-import json
 import math
 import os
-from dataclasses import dataclass
-from pathlib import Path
+from itertools import chain
 
 import numpy as np
 
 from nerf.errors import UserError
-from nerf.scene.cameras import FISHEYE, LARGEST, PERSPECTIVE
+from nerf.scene.cameras import LARGEST, rigid_poses
 from nerf.scene.capture import Capture
-from nerf.scene.folder import reduced
 from nerf.scene.masks import named_masks
+from nerf.scene.normalise import SYNTHETIC_SCALE, nearest_to_axes
 from nerf.scene.photos import read_headers
 from nerf.scene.ply import parse_ply
+from nerf.scene.transforms_file import (
+    REMEDY,
+    SINGLE,
+    SPLITS,
+    posix,
+    read_file,
+)
 
-SINGLE = "transforms.json"
-SPLITS = ("transforms_train.json", "transforms_val.json", "transforms_test.json")
-LENSES = {"SIMPLE_PINHOLE": PERSPECTIVE, "PINHOLE": PERSPECTIVE, "SIMPLE_RADIAL": PERSPECTIVE, "RADIAL": PERSPECTIVE, "OPENCV": PERSPECTIVE,
-          "OPENCV_FISHEYE": FISHEYE, "SIMPLE_RADIAL_FISHEYE": FISHEYE, "RADIAL_FISHEYE": FISHEYE}
-# Marks of lenses in instant-ngp's files that rays here do not follow.
-OTHER_LENSES = ("ftheta_p0", "equirectangular", "latlong")
 DISTORTION = ("k1", "k2", "k3", "k4", "p1", "p2")
 # How instant-ngp places a file in the cube that it trains in, unless the file says otherwise (NERF_SCALE of its nerf_loader.h).
 NGP_SCALE, NGP_OFFSET = 0.33, 0.5
-REMEDY = "correct the file or export it again"
-
-
-@dataclass(frozen=True)
-class Frame:
-    """One view whose photo exists. name: its path as the file states it; file: the photo to load; full: the same photo at full size;
-    mask: Path or None; matrix [3,4] float64 camera-to-world; lookup(key, default): a number from the frame, else from the head of its file."""
-
-    name: str
-    file: Path
-    full: Path
-    mask: Path | None
-    matrix: np.ndarray
-    lens: int
-    lookup: object
 
 
 def find_transforms(root):
@@ -51,18 +35,17 @@ def find_transforms(root):
 def read_transforms(root, options):
     """Capture of the transforms scene in folder `root`.
 
-    options: downscale. Raises UserError for a missing or malformed file, or where no photo is found.
+    options: downscale. Raises UserError for a missing or malformed file, or where no photo to train on is found: files of held-out views
+    may be there for their cameras alone.
     """
     file = root / SINGLE
     if file.is_file():
-        head, frames, notes = _read_file(file, options.downscale)
+        head, frames, notes = read_file(file, options.downscale)
         frames, splits, left_out = _named_splits(file, head, sorted(frames, key=lambda frame: frame.name))
-        points, told = _points(file, head)
-        region, stated = _region(file, head)
-        return _capture(root, file, options, frames, splits, notes + left_out + told + stated, points, region)
-    read = [_read_file(root / name, options.downscale) if (root / name).is_file() else (None, [], []) for name in SPLITS]
-    return _capture(root, root, options, [frame for _, frames, _ in read for frame in frames], _given_splits([len(frames) for _, frames, _ in read]),
-                    [note for _, _, notes in read for note in notes])
+        return _capture(root, file, options, head, frames, splits, notes + left_out)
+    read = [read_file(root / name, options.downscale) if (root / name).is_file() else ({}, [], []) for name in SPLITS]
+    heads, frames, notes = zip(*read, strict=True)
+    return _capture(root, root, options, heads[0], [*chain(*frames)], _given_splits([len(part) for part in frames]), [*chain(*notes)])
 
 
 def _named_splits(file, head, frames):
@@ -72,8 +55,8 @@ def _named_splits(file, head, frames):
         return frames, None, []
     if not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists):
         raise UserError(f"{file}: train_filenames, val_filenames and test_filenames are no lists of names; {REMEDY}")
-    lists = [{_posix(name) for name in names} for names in lists]
-    stated = {_posix(entry["file_path"]) for entry in head["frames"]}
+    lists = [{posix(name) for name in names} for names in lists]
+    stated = {posix(entry["file_path"]) for entry in head["frames"]}
     strange = sorted(set().union(*lists) - stated)
     if strange:
         raise UserError(f"{file}: {strange[0][:200]} is in one of train_filenames, val_filenames and test_filenames, but in no frame; {REMEDY}")
@@ -131,117 +114,34 @@ def _given_splits(counts):
     return train, val if len(val) else test, test if len(test) else val
 
 
-def _capture(root, source, options, frames, splits, notes, points=None, region=None):
+def _capture(root, source, options, head, frames, splits, notes):
     full_sizes = np.array(_full_sizes(frames)).reshape(-1, 2)
     distortion = np.array([[frame.lookup(key, 0.0) for key in DISTORTION] for frame in frames])
-    # Renderers write undistorted split files about an object at the origin; split files with a lens come from colmap2nerf and real photos.
-    synthetic = source.is_dir() and not distortion.any()
-    dialect = "NeRF-synthetic" if synthetic else "split files of real photos" if source.is_dir() else "single file"
+    poses = np.stack([frame.matrix for frame in frames])
+    file = find_transforms(root)
+    points, told = _points(file, head)
+    region, stated = _region(file, head)
+    # What says how large it is, or has a lens, is a capture, of real photos or rendered as if; what has neither may be an object at the origin.
+    synthetic = source.is_dir() and points is None and region is None and not distortion.any() and _is_of_an_object(poses, frames, source)
+    dialect = "NeRF-synthetic" if synthetic else "split files" if source.is_dir() else "single file"
     masks = [frame.mask for frame in frames]
     if not any(masks):
         masks, named = named_masks(root, [frame.name for frame in frames], options.downscale)
         notes = notes + named
     return Capture(
         source=source, files=[frame.file for frame in frames], names=[frame.name for frame in frames],
-        at_full_size=np.array([frame.file == frame.full for frame in frames]), full_sizes=full_sizes,
-        poses=np.stack([frame.matrix for frame in frames]),
+        at_full_size=np.array([frame.file == frame.full for frame in frames]), full_sizes=full_sizes, poses=poses,
         intrinsics=np.array([_intrinsics(source, frame, *size) for frame, size in zip(frames, full_sizes, strict=True)]),
         distortion=distortion, lens=np.array([frame.lens for frame in frames], dtype=np.int32),
-        points=points, region=region, splits=splits, masks=masks, synthetic=synthetic, notes=[f"{len(frames)} photos from {source} ({dialect})", *notes])
+        points=points, region=region, splits=splits, masks=masks, synthetic=synthetic,
+        notes=[f"{len(frames)} photos from {source} ({dialect})", *notes, *told, *stated])
 
 
-def _read_file(file, downscale):
-    """What one file says, its frames whose photos exist, in its order, and notes."""
-    head = _load(file)
-    frames = [_frame(file, head, entry, i, downscale) for i, entry in enumerate(head["frames"])]
-    kept = [frame for frame in frames if os.path.isfile(frame.file)]
-    if not kept:
-        raise UserError(f"{file}: none of the {len(frames)} photos that it names is there (looked for {frames[0].file} and others); "
-                        "put the photos there or correct file_path")
-    bare = next((frame for frame in kept if frame.mask and not os.path.isfile(frame.mask)), None)
-    if bare:
-        raise UserError(f"{file}: the mask_path of {bare.name} names {bare.mask}, which is not there; put it there or remove mask_path")
-    notes = []
-    if len(kept) < len(frames):
-        notes.append(f"{file.name}: {len(frames) - len(kept)} of {len(frames)} frames have no photo and were skipped")
-    if "applied_transform" in head:
-        notes.append(f"{file.name}: applied_transform is ignored, as the poses already contain it")
-    if any(entry.get("depth_file_path") for entry in head["frames"]):
-        notes.append(f"{file.name}: depth_file_path is ignored, as colours alone are learned from")
-    return head, kept, notes
-
-
-def _load(file):
-    try:
-        head = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror}); {REMEDY}") from None
-    except RecursionError:
-        raise UserError(f"{file}: is nested too deeply to be a transforms file; {REMEDY}") from None
-    except ValueError as error:
-        raise UserError(f"{file}: is not JSON ({error}); {REMEDY}") from None
-    if not isinstance(head, dict) or not isinstance(head.get("frames"), list) or not head["frames"]:
-        raise UserError(f"{file}: has no list 'frames' with views in it; {REMEDY}")
-    return head
-
-
-def _frame(file, head, entry, i, downscale):
-    where = f"{file}: frame {i}"
-    if not isinstance(entry, dict) or not isinstance(entry.get("file_path"), str) or not entry["file_path"]:
-        raise UserError(f"{where} has no file_path; {REMEDY}")
-    where += f" ({entry['file_path']})"
-
-    def lookup(key, default=None):
-        value = entry.get(key, head.get(key))
-        if value is None:
-            return default
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e15:
-            raise UserError(f"{where}: {key} is {value!r:.40}, which is no sensible number; {REMEDY}")
-        return float(value)
-
-    relative = Path(_posix(entry["file_path"]))
-    full, photo = _with_png(file.parent / relative), _with_png(reduced(file.parent, relative, downscale))
-    return Frame(relative.as_posix(), photo, full, _mask(where, file, entry, downscale), _matrix(where, entry), _lens(where, head, entry), lookup)
-
-
-def _posix(name):
-    return Path(name.replace("\\", "/")).as_posix()
-
-
-def _mask(where, file, entry, downscale):
-    name = entry.get("mask_path")
-    if not name:
-        return None
-    if not isinstance(name, str):
-        raise UserError(f"{where}: mask_path is {name!r:.40}, which is no path; {REMEDY}")
-    return reduced(file.parent, _posix(name), downscale)
-
-
-def _with_png(photo):
-    """NeRF-synthetic files leave the extension out."""
-    longer = Path(f"{photo}.png")
-    return longer if not os.path.isfile(photo) and os.path.isfile(longer) else photo
-
-
-def _matrix(where, entry):
-    try:
-        matrix = np.array(entry.get("transform_matrix"), dtype=np.float64)
-    except (TypeError, ValueError, OverflowError):
-        matrix = np.zeros(0)
-    if matrix.shape not in ((4, 4), (3, 4)):
-        raise UserError(f"{where}: transform_matrix is not a 4x4 (or 3x4) matrix of numbers; {REMEDY}")
-    return matrix[:3]
-
-
-def _lens(where, head, entry):
-    fisheye = any(source.get("is_fisheye") is True for source in (entry, head))
-    model = entry.get("camera_model", head.get("camera_model", "OPENCV_FISHEYE" if fisheye else "OPENCV"))
-    other = next((key for key in OTHER_LENSES for source in (entry, head) if source.get(key)), None)
-    if other or not isinstance(model, str) or model.upper() not in LENSES:
-        said = f"the lens {other}" if other else f"camera_model {model!r:.40}"
-        raise UserError(f"{where}: {said} is not supported (supported: {', '.join(LENSES)}); "
-                        "undistort the photos, or cut panoramas into plain photos, first")
-    return LENSES[model.upper()]
+def _is_of_an_object(poses, frames, source):
+    """Whether cameras at poses [n,3,4] look from outside at what the usual cube of NeRF-synthetic scenes holds: an object at the origin."""
+    rigid, _ = rigid_poses(poses, [f"{source}: {frame.name}" for frame in frames])
+    target, reach = nearest_to_axes(rigid), 1 / SYNTHETIC_SCALE
+    return target is not None and np.linalg.norm(target) < reach < np.median(np.linalg.norm(rigid[:, :, 3], axis=1))
 
 
 def _full_sizes(frames):
@@ -256,12 +156,13 @@ def _full_sizes(frames):
 
 def _intrinsics(source, frame, width, height):
     """fx, fy, cx, cy; focal lengths not stated follow from the angles of view, and a missing fy is fx (square pixels)."""
-    fx = frame.lookup("fl_x", _focal(width, frame.lookup("camera_angle_x")))
-    fy = frame.lookup("fl_y", _focal(height, frame.lookup("camera_angle_y")))
+    fx, fy = (_focal(frame, axis, side) for axis, side in (("x", width), ("y", height)))
     if fx is None and fy is None:
-        raise UserError(f"{source}: {frame.name} has no focal length (fl_x or camera_angle_x); {REMEDY}")
+        raise UserError(f"{source}: {frame.name} has no focal length (fl_x, camera_angle_x or x_fov); {REMEDY}")
     return fy if fx is None else fx, fx if fy is None else fy, frame.lookup("cx", width / 2), frame.lookup("cy", height / 2)
 
 
-def _focal(side, angle):
-    return None if angle is None or not 0 < angle < math.pi else side / 2 / math.tan(angle / 2)
+def _focal(frame, axis, side):
+    """The focal length that a frame states for `axis`, or None: in pixels, or as angle of view over `side` pixels (radians; x_fov: degrees)."""
+    angle = frame.lookup(f"camera_angle_{axis}", math.radians(frame.lookup(f"{axis}_fov", 0.0)))
+    return frame.lookup(f"fl_{axis}", side / 2 / math.tan(angle / 2) if 0 < angle < math.pi else None)

@@ -9,10 +9,10 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 
 from nerf.errors import UserError
-from nerf.scene.folder import listing
+from nerf.scene.folder import files_below, listing
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp"}
-UNREADABLE = {".heic", ".heif", ".avif", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2"}
+UNREADABLE = {".heic", ".heif", ".avif", ".webp", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2"}
 FEWEST = 3
 OPENING_ERRORS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
@@ -39,7 +39,7 @@ def find_photos(folder, skip=0):
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; pass the folder that holds the photos.")
-    names = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file() and not file.name.startswith("."))
+    names = sorted(file.relative_to(folder).as_posix() for file in files_below(folder))
     foreign = [name for name in names if Path(name).suffix.lower() in UNREADABLE]
     if foreign:
         raise UserError(f"{folder / foreign[0]}: COLMAP cannot read this kind of file ({len(foreign)} are here); convert them to JPEG or PNG.")

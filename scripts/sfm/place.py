@@ -8,8 +8,10 @@ from pathlib import Path
 
 from nerf.errors import UserError
 from sfm.frames import PATTERN
+from sfm.transforms_file import POINTS
 
-IMAGES = "images"
+IMAGES, MASKS = "images", "masks"
+DESCRIPTION = ["transforms.json", POINTS, "report.json", "report.txt", "poses.png"]
 
 
 def scene_folder(out, video, images):

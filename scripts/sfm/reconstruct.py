@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nerf.errors import UserError
+from nerf.scene.colmap_model import numbered_models
 from sfm.colmap_program import ColmapProgram
 from sfm.colmap_python import ColmapPython
 from sfm.pairs import numbered_names, similar_pairs
-from sfm.work import ColmapError, found_models
+from sfm.work import ColmapError
 
 # All pairs of photos: up to here (20,000 pairs) nothing is left to chance; up to the second, they are tried where the choice of pairs was poor.
 ALL_PAIRS, ALL_PAIRS_IF_NEEDED = 200, 400
@@ -91,7 +92,7 @@ def reconstruct(colmap, work, groups, features, plan, say, vocabulary=None):
         folder.mkdir()
         with stage("poses", "this takes longest with many photos"):
             colmap.map(work, folder)
-        models = max(models, found_models(folder), key=lambda found: found[0][0] if found else 0)
+        models = max(models, numbered_models(folder), key=lambda found: found[0][0] if found else 0)
         if models and models[0][0] >= ENOUGH * count:
             break
     if not models:

@@ -40,7 +40,7 @@ def read_points(folder):
             at += struct.calcsize("<Q3d3BdQ") + 8 * row[-1]
             rows.append(row)
     elif (folder / "points3D.txt").is_file():
-        for line in (folder / "points3D.txt").read_text().splitlines():
+        for line in (folder / "points3D.txt").read_text(encoding="utf-8-sig").splitlines():
             if line.strip() and not line.startswith("#"):
                 fields = line.split()
                 rows.append([float(field) for field in fields[1:8]] + [(len(fields) - 8) // 2])

@@ -7,11 +7,14 @@ import numpy as np
 
 from nerf.files import write_file
 from nerf.scene.cameras import FISHEYE
+from nerf.scene.extent import SHARE_INSIDE
 from nerf.scene.normalise import Similarity, nearest_to_axes, upright
 from nerf.scene.ply import coloured_ply
+from nerf.scene.transforms import NGP_SCALE
 
 POINTS = "sparse_pc.ply"  # nerfstudio's name for it
-MEAN_RADIUS = 4.0  # of the cameras about what they look at: what instant-ngp's own script makes, and its default box expects
+MEAN_RADIUS = 4.0  # of the cameras about what they look at: what instant-ngp's own script makes
+LARGEST_CUBE = 128  # aabb_scale of instant-ngp is a power of two up to this
 
 
 def write_transforms(folder, capture, points, masks, hold, times=None):
@@ -23,7 +26,8 @@ def write_transforms(folder, capture, points, masks, hold, times=None):
     lenses = [_lens(capture, i) for i in range(len(capture.names))]
     shared = all(lens == lenses[0] for lens in lenses)
     world, frames = _framing(capture.poses), []
-    for name, lens, pose in zip(capture.names, lenses, world.poses(capture.poses), strict=True):
+    poses, positions = world.poses(capture.poses), world.points(points.positions)
+    for name, lens, pose in zip(capture.names, lenses, poses, strict=True):
         frame = {"file_path": f"images/{name}", **({} if shared else lens)}
         if name in masks:
             frame["mask_path"] = masks[name]
@@ -36,10 +40,10 @@ def write_transforms(folder, capture, points, masks, hold, times=None):
         held = paths[::hold]
         splits = {"train_filenames": [path for i, path in enumerate(paths) if i % hold], "val_filenames": held, "test_filenames": held}
     cloud = {}
-    if len(points.positions):
-        write_file(folder / POINTS, coloured_ply(world.points(points.positions), points.colours))
+    if len(positions):
+        write_file(folder / POINTS, coloured_ply(positions, points.colours))
         cloud = {"ply_file_path": POINTS}
-    content = {**(lenses[0] if shared else {}), **cloud, **splits, "frames": frames}
+    content = {**(lenses[0] if shared else {}), "aabb_scale": _cube(poses[:, :, 3], positions), **cloud, **splits, "frames": frames}
     write_file(folder / "transforms.json", (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode("utf-8", "surrogateescape"))
 
 
@@ -47,7 +51,7 @@ def _lens(capture, i):
     (width, height), (fx, fy, cx, cy) = capture.full_sizes[i].tolist(), capture.intrinsics[i].tolist()
     k1, k2, k3, k4, p1, p2 = capture.distortion[i].tolist()
     fisheye = capture.lens[i] == FISHEYE
-    bend = {"k1": k1, "k2": k2, "k3": k3, "k4": k4} if fisheye else {"k1": k1, "k2": k2, "p1": p1, "p2": p2}
+    bend = {"k1": k1, "k2": k2, "k3": k3, "k4": k4} if fisheye else {"k1": k1, "k2": k2, **({"k3": k3} if k3 else {}), "p1": p1, "p2": p2}
     return {"camera_model": "OPENCV_FISHEYE" if fisheye else "OPENCV", "camera_angle_x": 2 * math.atan(width / 2 / fx),
             "camera_angle_y": 2 * math.atan(height / 2 / fy), "fl_x": fx, "fl_y": fy, **bend, "cx": cx, "cy": cy, "w": int(width), "h": int(height)}
 
@@ -60,3 +64,11 @@ def _framing(poses):
         centre = poses[:, :, 3].mean(axis=0)
     radius = np.linalg.norm(poses[:, :, 3] - centre, axis=1).mean()
     return Similarity(rotation, centre, MEAN_RADIUS / max(radius, 1e-9), np.zeros(3))
+
+
+def _cube(cameras, points):
+    """aabb_scale: the side, in units of instant-ngp, of the smallest cube about the origin that holds cameras [n,3] and nearly all points [p,3]."""
+    reach = np.abs(cameras).max()
+    if len(points):
+        reach = max(reach, np.quantile(np.abs(points).max(axis=1), SHARE_INSIDE))
+    return min(2 ** math.ceil(math.log2(max(2 * NGP_SCALE * reach, 1))), LARGEST_CUBE)

@@ -53,4 +53,4 @@ def _matrix(intrinsics):
 
 def _distortion(capture, i):
     k1, k2, k3, k4, p1, p2 = capture.distortion[i]
-    return np.array([k1, k2, k3, k4] if capture.lens[i] == FISHEYE else [k1, k2, p1, p2])
+    return np.array([k1, k2, k3, k4] if capture.lens[i] == FISHEYE else [k1, k2, p1, p2, k3])

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import struct
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,15 +43,6 @@ class Features:
     affine: bool
     longest: int
     gpu: bool
-
-
-def found_models(folder):
-    """(photos registered, folder) of each model that the mapper left in `folder`, the largest first."""
-    models = []
-    for file in sorted(folder.glob("*/images.bin")):
-        with open(file, "rb") as stream:
-            models.append((struct.unpack("<Q", stream.read(8))[0], file.parent))
-    return sorted(models, key=lambda model: -model[0])
 
 
 def has_nvidia_gpu():
