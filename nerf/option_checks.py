@@ -6,6 +6,7 @@ from nerf.errors import UserError
 from nerf.option_text import flag_fields, value_text
 
 MESH_FLAGS = ("mcubes_reso", "env_reso", "clean_min_f", "clean_min_d", "decimate_target", "mesh_texture", "mesh_visibility_culling")
+PHOTO_FLAGS = ("data_format", "downscale", "train_split")  # they say which photos are learned from and measured on, and at what size
 
 
 def check_presets(given):

@@ -3,6 +3,7 @@
 import dataclasses
 
 from nerf.camera_path import FPS, CameraPath, load_camera_path, save_camera_path
+from nerf.evaluation import measured_under
 from nerf.exports import make_exports
 from nerf.trajectory import PATHS
 from nerf.video import render_video
@@ -13,7 +14,7 @@ def test(trainer):
     options, scene = trainer.options, trainer.scene
     folder = trainer.folder / "results"
     path = None if options.test_no_video else camera_path(options, scene.cameras.select(scene.train))  # first, since it may be refused
-    trainer.evaluate(folder, scene.test, report=print)
+    trainer.evaluate(folder, scene.test, report=print, conditions=measured_under(options, trainer.step.steps, trainer.clock.seconds))
     print(f"Pictures and metrics.json are in {folder}.")
     make_exports(trainer, alone=path is None)
     if path is None:
