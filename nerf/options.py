@@ -201,8 +201,12 @@ def prepare_workspace(options):
 
 
 def save_options(options, workspace):
-    """Write WORKSPACE/options.json: name and value of every flag in the order of the fields, plain types, all or nothing."""
+    """Write WORKSPACE/options.json: name and value of every flag in the order of the fields, plain types, all or nothing.
+
+    The scene's path is written as it is from everywhere: absolute, links followed.
+    """
     values = {entry.name: getattr(options, entry.name) for entry in flag_fields(Options)}
+    values["path"] = str(Path(options.path).expanduser().resolve())
     with atomic_file(Path(workspace) / "options.json") as file:
         file.write((json.dumps(values, indent=2) + "\n").encode())
 
