@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from nerf.errors import UserError
+from nerf.errors import UserError, tells_user_errors
 from nerf.files import write_file
 from nerf.options import parse_options
 from nerf.scene.cameras import rigid_poses
@@ -82,15 +82,11 @@ def perturb(scene, out, degrees, translation, seed):
     return changed
 
 
+@tells_user_errors
 def main():
     arguments = parse()
-    try:
-        changed = perturb(arguments.scene, arguments.out, arguments.degrees, arguments.translation, arguments.seed)
-    except UserError as error:
-        print(f"perturb_poses.py: {error}", file=sys.stderr)
-        return 1
+    changed = perturb(arguments.scene, arguments.out, arguments.degrees, arguments.translation, arguments.seed)
     print(f"{arguments.out}: the poses of {changed} training photos are off by about {arguments.degrees:g} degrees and {arguments.translation:g} world units.")
-    return 0
 
 
 if __name__ == "__main__":
