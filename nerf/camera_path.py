@@ -22,6 +22,7 @@ from nerf.scene.cameras import PERSPECTIVE, Cameras, rigid_poses
 FPS = 24
 LARGEST_SIDE = 16_384  # pixels
 MOST_FPS = 1000
+TURNED = 1e-6  # share of its last number that the others of a matrix's last row may be, by rounding
 
 
 class CameraPath(NamedTuple):
@@ -99,12 +100,16 @@ def _fps(path, content, count):
 
 
 def _matrix(label, frame):
-    """[3, 4] float64 of a frame's camera_to_world: 16 numbers, or 4 rows of 4."""
+    """[3, 4] float64 of a frame's camera_to_world: 16 numbers, or 4 rows of 4, the last of them 0 0 0 1 or a multiple."""
     try:
         matrix = np.array(frame["camera_to_world"], dtype=np.float64).reshape(4, 4)
     except (KeyError, TypeError, ValueError):
         raise UserError(f"{label}: camera_to_world must be 16 numbers, a 4x4 matrix row by row.") from None
-    return matrix[:3]
+    *turned, factor = matrix[3]
+    if not (factor and np.abs(turned).max() <= TURNED * abs(factor)):  # NaN compares false
+        row = " ".join(f"{number:g}" for number in matrix[3])
+        raise UserError(f"{label}: the last row of camera_to_world is {row} in place of 0 0 0 1; write the matrix row by row: is it transposed?")
+    return matrix[:3] / factor
 
 
 def _number(label, content, key, least, most):

@@ -11,8 +11,10 @@ from nerf.errors import UserError
 from nerf.files import replacing, writable
 
 CONSTANT_QUALITY = "18"  # x264's scale, 0 to 51: 18 looks like the original
-# Unmarked colours are shown differently by different players: convert by BT.709 and say so in the file.
-COLOURS = ["-vf", "scale=out_color_matrix=bt709:out_range=tv", "-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709"]
+# Unmarked colours are shown differently by different players: convert by BT.709 and say so in the file. Newer ffmpegs write what the frames are marked with,
+# older ones (4.2) what the options say.
+FILTERS = "scale=out_color_matrix=bt709:out_range=tv,setparams=color_primaries=bt709:color_trc=bt709"
+COLOURS = ["-vf", FILTERS, "-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709"]
 # Without frames that refer to later ones the times in a part begin at 0, and parts join without a gap.
 CODEC = ["-c:v", "libx264", "-crf", CONSTANT_QUALITY, "-bf", "0", "-pix_fmt", "yuv420p", *COLOURS]
 

@@ -19,6 +19,7 @@ from nerf.images import (
     write_png,
 )
 from nerf.metrics import SSIM_WINDOW, lpips, lpips_missing, psnr, quantise, ssim, to_device
+from nerf.option_checks import PHOTO_FLAGS
 
 MEASURES = {"psnr": psnr, "ssim": ssim, "lpips": lpips}
 SHEET = {"photo": "photo", "rgb": "render", "error": "error", "depth": "depth"}  # columns of a contact sheet: kind of picture -> title
@@ -50,17 +51,25 @@ class Progress:
         self.report(f"{done} of {self.total} {self.noun}{extra}, {left:.0f} s left")
 
 
-def evaluate(render, scene, indices, folder=None, report=None, pictures=None):
+def measured_under(options, step, seconds):
+    """What tells measurements of one run apart, plain values: the step and the seconds of training, and the options that choose the photos.
+
+    options: nerf.options.Options.
+    """
+    return {"step": step, "training_time": round(seconds, 3), **{name: getattr(options, name) for name in PHOTO_FLAGS}}
+
+
+def evaluate(render, scene, indices, folder=None, report=None, pictures=None, conditions=None):
     """Render the views `indices` of `scene` and compare each with its photo.
 
     render: callable, (Cameras, index) -> Rendered, with a white background; scene: Scene; indices: [k] integers into its cameras;
     folder: where NAME_rgb.png, NAME_depth.png, NAME_error.png, NAME_photo.png (the photo as compared) and metrics.json go, None for none;
     report: print or alike, for progress; pictures: how many of the views, from the first, get pictures,
-    None for all and a contact_sheet.png of them (metrics.json has every view).
+    None for all and a contact_sheet.png of them (metrics.json has every view); conditions: of `measured_under`, or None.
 
     Where the scene has masks, PSNR is that of the allowed pixels; the others count as perfect in SSIM and LPIPS, which look at windows.
 
-    Returns what metrics.json holds: protocol, count, non_finite (pictures with a NaN or infinite colour; their metrics are None and
+    Returns what metrics.json holds: the conditions, protocol, count, non_finite (pictures with a NaN or infinite colour; their metrics are None and
     they are left out of the means), mean psnr [dB], ssim, lpips (None where its weights are not on the machine) and seconds (rendering
     alone), frames_per_second (of the median view, so that what the first one loads does not count), and images, a list of {name, file,
     psnr, ssim, lpips, seconds, non_finite (pixels)}. A mean of nothing is None. Raises ValueError where a render has another size than its
@@ -86,6 +95,7 @@ def evaluate(render, scene, indices, folder=None, report=None, pictures=None):
                     rows.append((f"{scene.names[index]}, {_written(numbers['psnr'], '.2f')} dB", [thumbnail(panel) for panel in panels]))
             progress.update(len(images), f", PSNR {_written(_mean(images, 'psnr'), '.2f')} so far")
     result = {
+        **(conditions or {}),
         "protocol": protocol(indices, len(scene.names)),
         "count": len(images),
         "non_finite": sum(image["non_finite"] > 0 for image in images),

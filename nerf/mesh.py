@@ -109,10 +109,14 @@ def _decimated(meshes, target, say):
     if not target or total <= target:
         return meshes
     try:
-        return [decimate(mesh, target, total) for mesh in meshes]
+        fewer = [decimate(mesh, target, total) for mesh in meshes]
     except ImportError:
         say(f"The mesh keeps its {total} faces: pip install fast-simplification lets --decimate_target make them fewer.")
         return meshes
+    left = sum(len(mesh.faces) for mesh in fewer)
+    if left > target:
+        say(f"The mesh keeps {left} of its {total} faces: merging more would fold it or pull in its borders, so that --decimate_target {target} cannot be met.")
+    return fewer
 
 
 def _layout(meshes, space, resolutions, longest, say):

@@ -201,8 +201,12 @@ def prepare_workspace(options):
 
 
 def save_options(options, workspace):
-    """Write WORKSPACE/options.json: name and value of every flag in the order of the fields, plain types, all or nothing. Raises UserError where that fails."""
+    """Write WORKSPACE/options.json: name and value of every flag in the order of the fields, plain types, all or nothing.
+
+    The scene's path is written as it is from everywhere: absolute, links followed. Raises UserError where the file cannot be written.
+    """
     values = {entry.name: getattr(options, entry.name) for entry in flag_fields(Options)}
+    values["path"] = str(Path(options.path).expanduser().resolve())
     write_file(Path(workspace) / "options.json", (json.dumps(values, indent=2) + "\n").encode())
 
 

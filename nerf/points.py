@@ -16,6 +16,7 @@ from nerf.rays import Views
 from nerf.samples import Rays
 
 DRAWN = 2  # rays for each point asked for: some of them end in haze
+FEWEST_RAYS = 512  # however few points are asked for: what is alone shows only among others
 OPAQUE = 0.8  # opacity from which a ray ends somewhere
 AT_ONCE = {"cuda": 2**18, "cpu": 2**13}  # rays composited together
 STEEPEST = 0.1  # cosine between ray and normal below which a depth is that of an edge, in between two surfaces
@@ -62,7 +63,7 @@ def export_points(model, scene, options, device, folder, report=None):
     wanted, folder = options.export_points, Path(folder)
     generator = torch.Generator(device).manual_seed(options.seed)
     views = Views(scene.cameras.select(scene.train), scene.aabb, device)
-    left, parts = DRAWN * wanted, []
+    left, parts = max(DRAWN * wanted, FEWEST_RAYS), []
     told = {"rays": left, **dict.fromkeys(LEFT_OUT, 0)}
     box = torch.from_numpy(_box(scene)).to(device)
     window = windows(views)
@@ -180,9 +181,12 @@ def _end(render, views, image, pixel):
 
 
 def _together(positions):
-    """[K] bool: the points that are not much farther from their neighbours than points usually are (after Rusu et al. 2008, section 3)."""
+    """[K] bool: the points that are not much farther from their neighbours than points usually are (after Rusu et al. 2008, section 3).
+
+    All of them where there are too few to judge by.
+    """
     if len(positions) <= NEIGHBOURS:
-        return np.zeros(len(positions), dtype=bool)
+        return np.ones(len(positions), dtype=bool)
     distances, _ = cKDTree(positions).query(positions, k=NEIGHBOURS + 1, workers=-1)
     lengths = np.log(distances[:, -1].clip(1e-12))
     return lengths <= lengths.mean() + ISOLATED * lengths.std()

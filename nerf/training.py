@@ -13,7 +13,7 @@ from nerf.clock import TrainingClock
 from nerf.console import Progress, Scalars
 from nerf.ema import ExponentialMovingAverage
 from nerf.errors import UserError
-from nerf.evaluation import evaluate
+from nerf.evaluation import evaluate, measured_under
 from nerf.model import build_model
 from nerf.rays import RaySource, Views
 from nerf.readout import Readout
@@ -251,7 +251,8 @@ class Trainer:
     def evaluate(self, folder, indices=None, **options):
         """Metrics and pictures of the mean weights on held-out photos; options as of nerf.evaluation.evaluate."""
         with self.ema.swapped():
-            return evaluate(self.model.render, self.scene, self.scene.val if indices is None else indices, folder, **options)
+            conditions = measured_under(self.options, self.step.steps, self.clock.seconds)
+            return evaluate(self.model.render, self.scene, self.scene.val if indices is None else indices, folder, conditions=conditions, **options)
 
     # ---- state
 

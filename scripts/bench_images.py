@@ -22,8 +22,8 @@ import cv2
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from nerf.errors import UserError
-from nerf.files import write_file
+from nerf.errors import UserError, tells_user_errors
+from nerf.files import writable, write_file
 from nerf.scene import FISHEYE
 from nerf.scene.folder import scene_folder
 from nerf.scene.formats import read_capture
@@ -87,7 +87,7 @@ def _enlarge(capture, i, file, megapixels):
     """Writes photo i of a Capture at another size; returns its lens as transforms.json has it."""
     picture = cv2.imread(str(capture.files[i]))
     if picture is None:
-        raise OSError(f"{capture.files[i]} cannot be read")
+        raise UserError(f"{capture.files[i]}: the photo cannot be read; convert it to JPEG or PNG.")
     height, width = (round(side * math.sqrt(1e6 * megapixels / picture[..., 0].size)) for side in picture.shape[:2])
     picture = cv2.resize(picture, (width, height), interpolation=cv2.INTER_CUBIC)
     noise = np.random.default_rng(i).normal(0, NOISE, picture.shape[:2] + (1,)).astype(np.float32)
@@ -135,26 +135,22 @@ def measure(scene, cache, steps, flags):
     return {"loading, s": round(loaded, 1), "ms a step": round(1000 * spent / steps, 3), "peak memory, MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, "GPU, MiB": round(gpu)}
 
 
+@tells_user_errors
 def main():
     arguments = parse()
     if arguments.make:
-        try:
+        with writable(arguments.scene):
             make(arguments.scene, arguments.like, arguments.photos, arguments.megapixels)
-        except (UserError, OSError) as error:
-            print(f"bench_images.py: {error}", file=sys.stderr)
-            return 1
-        return 0
-    if len(arguments.caches) == 1:
+    elif len(arguments.caches) == 1:
         try:
             print(json.dumps(measure(arguments.scene, arguments.caches[0], arguments.steps, arguments.flags)))
         except UserError as error:
             print(json.dumps({"refused": str(error)}))
-        return 0
-    for cache in arguments.caches:
-        command = [sys.executable, __file__, str(arguments.scene), "--caches", cache, "--steps", str(arguments.steps), "--", *arguments.flags]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        print(f"{cache:5}", done.stdout.splitlines()[-1], flush=True)
-    return 0
+    else:
+        for cache in arguments.caches:
+            command = [sys.executable, __file__, str(arguments.scene), "--caches", cache, "--steps", str(arguments.steps), "--", *arguments.flags]
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+            print(f"{cache:5}", done.stdout.splitlines()[-1], flush=True)
 
 
 if __name__ == "__main__":

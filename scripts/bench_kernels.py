@@ -25,13 +25,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from kernel_cases.cases import cases
 from kernel_cases.fused import fused_cases
 from kernel_cases.work import scene_pool, synthetic_pool, work_of_size
+from nerf.errors import UserError, tells_user_errors
+from nerf.files import write_file
 
 FLUSH = 2**29  # bytes: several times the L2 cache of any GPU, and a fifth of a millisecond of an H100
 TWIN_WARM, TWIN_RUNS, TWIN_SECONDS = 1, 9, 3.0  # a twin is run until one of the last two is reached
 
 
+@tells_user_errors
 def main():
-    """Measures, prints and writes; returns nothing."""
+    """Measures, prints and writes."""
     arguments = parse()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     ceiling = copy_speed(arguments, device)
@@ -46,16 +49,14 @@ def main():
             rows.append(row(measured, size, work, ceiling, arguments, device))
             print(f"  2^{size} {measured.name}: {rows[-1]['ms']:.4f} ms, {rows[-1]['gb_per_s']:.3g} GB/s", flush=True)
     if not rows:
-        raise SystemExit(f"bench_kernels.py: --only {arguments.only}: no kernel has that in its name; without --only all are measured and named.")
+        raise UserError(f"--only {arguments.only}: no kernel has that in its name; without --only all are measured and named.")
     report = {"device": device_name(device), "torch": torch.__version__, "date": date.today().isoformat(), "copy_gb_per_s": ceiling,
               "scene": Path(arguments.scene).name if arguments.scene else None, "trainer": arguments.trainer,
               "log2_table_size": arguments.log2_table_size, "runs": arguments.runs, "rows": rows}  # fmt: skip
     print(table(report))
     if arguments.out:
-        folder = Path(arguments.out)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "kernels.json").write_text(json.dumps(report, indent=1) + "\n")
-        (folder / "kernels.md").write_text(table(report) + "\n")
+        write_file(Path(arguments.out) / "kernels.json", (json.dumps(report, indent=1) + "\n").encode())
+        write_file(Path(arguments.out) / "kernels.md", (table(report) + "\n").encode())
 
 
 def parse():
@@ -152,4 +153,4 @@ def table(report):
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

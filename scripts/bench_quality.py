@@ -23,7 +23,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from nerf.errors import UserError
+from nerf.errors import UserError, tells_user_errors
 from nerf.files import write_file
 from nerf.options import parse_options, prepare_workspace, resolve
 from nerf.scene import load_scene
@@ -86,17 +86,13 @@ class Run:
         return self.points[-len(reached) :]
 
 
+@tells_user_errors
 def main():
-    """Trains, measures, writes and prints; returns the exit code."""
-    try:
-        arguments = _parse()
-        sets = _sets(arguments)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        _measure(_build(sets, arguments, device), sets, arguments, device)
-    except UserError as error:
-        print(f"bench_quality.py: {error}", file=sys.stderr)
-        return 1
-    return 0
+    """Trains, measures, writes and prints."""
+    arguments = _parse()
+    sets = _sets(arguments)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    _measure(_build(sets, arguments, device), sets, arguments, device)
 
 
 def _measure(runs, sets, arguments, device):

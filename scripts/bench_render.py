@@ -19,6 +19,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from nerf.errors import tells_user_errors
+from nerf.files import write_file
 from nerf.options import parse_options, resolve
 from nerf.scene import load_scene
 from nerf.training import READ_INTERVAL, Trainer
@@ -26,6 +28,7 @@ from nerf.training import READ_INTERVAL, Trainer
 WARM = 2  # pictures of each view before those that count
 
 
+@tells_user_errors
 def main():
     """Trains, renders and prints."""
     arguments = _parse()
@@ -50,7 +53,7 @@ def main():
     }  # fmt: skip
     print(json.dumps(report))
     if arguments.out:
-        Path(arguments.out).write_text(json.dumps(report, indent=1) + "\n")
+        write_file(arguments.out, (json.dumps(report, indent=1) + "\n").encode())
 
 
 def _parse():
@@ -86,4 +89,4 @@ def _synchronise(device):
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -22,6 +22,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from nerf.errors import tells_user_errors
+from nerf.files import write_file
 from nerf.options import parse_options, resolve
 from nerf.scene import load_scene
 from nerf.training import READ_INTERVAL, Trainer
@@ -29,8 +31,9 @@ from nerf.training import READ_INTERVAL, Trainer
 WAITS = ("Synchronize", "cudaMemcpy ")  # runtime calls that stop the host; an asynchronous copy is none
 
 
+@tells_user_errors
 def main():
-    """Measures and prints; returns nothing."""
+    """Measures and prints."""
     arguments = _parse()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     rows = []
@@ -43,7 +46,7 @@ def main():
     report = {"device": _device_name(device), "torch": torch.__version__, "date": date.today().isoformat(), "scene": Path(arguments.scene).name,
               "trainer": arguments.trainer, "warm": arguments.warm, "rows": rows}  # fmt: skip
     if arguments.out:
-        Path(arguments.out).write_text(json.dumps(report, indent=1) + "\n")
+        write_file(arguments.out, (json.dumps(report, indent=1) + "\n").encode())
     print(_table(report))
 
 
@@ -169,4 +172,4 @@ def _table(report):
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

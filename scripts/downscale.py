@@ -19,7 +19,7 @@ from PIL import Image
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from nerf.errors import UserError
+from nerf.errors import UserError, tells_user_errors
 from nerf.scene.folder import PHOTO_ENDINGS, photos_below
 from nerf.scene.photo_file import decode_into
 from nerf.scene.photos import read_headers, target_sizes
@@ -92,15 +92,11 @@ def _shrink(file, target, size):
     Image.fromarray(pixels).save(target, format, **kept)
 
 
+@tells_user_errors
 def main():
     arguments = parse()
-    try:
-        target, count = downscale(arguments.scene, arguments.downscale, arguments.overwrite)
-    except UserError as error:
-        print(f"downscale.py: {error}", file=sys.stderr)
-        return 1
+    target, count = downscale(arguments.scene, arguments.downscale, arguments.overwrite)
     print(f"{target}: {count} photos, 1/{arguments.downscale} of their size.")
-    return 0
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from demo_scene.still_life import still_life
 from demo_scene.tracer import nearest_hit
-from nerf.errors import UserError
+from nerf.errors import UserError, tells_user_errors
 from nerf.files import write_file
 from nerf.mesh_parts.raster import corner_weights, interpolated, rasterise
 from nerf.mesh_parts.visibility import pinhole
@@ -161,20 +161,16 @@ def table(errors):
     return "\n".join("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths)).rstrip() for row in rows)
 
 
+@tells_user_errors
 def main(argv=None):
     parser = argparse.ArgumentParser(description="Compare a mesh of the demo scene with the truth.")
     parser.add_argument("scene", type=Path, metavar="SCENE", help="what scripts/make_demo_scene.py made")
     parser.add_argument("mesh", type=Path, metavar="MESH", help="folder with mesh.ply and mesh.json, as main.py ... --test leaves it")
     arguments = parser.parse_args(argv)
-    try:
-        errors = compare(arguments.scene, arguments.mesh)
-        write_file(arguments.mesh / "error.json", (json.dumps(errors, indent=1) + "\n").encode())
-    except UserError as error:
-        print(f"mesh_error.py: {error}", file=sys.stderr)
-        return 1
+    errors = compare(arguments.scene, arguments.mesh)
+    write_file(arguments.mesh / "error.json", (json.dumps(errors, indent=1) + "\n").encode())
     print(table(errors))
     print(f"Right and found: nearer than {100 * NEAR_ENOUGH:g} % of the size. {arguments.mesh / 'error.json'} holds these numbers.")
-    return 0
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
     python scripts/perturb_poses.py SCENE OUT --degrees 0.5 --translation 0.01
 
-The scene is one of transforms.json (or transforms_train.json). Photos and all other files become symbolic links. Held-out photos keep their poses. The errors
-are normal, with the given root mean square over the photos; the same arguments give the same files.
+The scene is one of transforms.json (or transforms_train.json). Photos and all other files become symbolic links, but for COLMAP's models, whose right poses a
+reader would prefer. Held-out photos keep their poses. The errors are normal, with the given root mean square over the photos; the same arguments give the
+same files. To compare with the right poses, make a copy with --degrees 0 --translation 0, which is read in the same way.
 """
 
 import argparse
@@ -16,16 +17,18 @@ import cv2
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from nerf.errors import UserError
+from nerf.errors import UserError, tells_user_errors
 from nerf.files import write_file
 from nerf.options import parse_options
 from nerf.scene.cameras import rigid_poses
 from nerf.scene.capture import split_views
+from nerf.scene.colmap import MODEL_FOLDERS
 from nerf.scene.folder import scene_folder
 from nerf.scene.normalise import world_transform
 from nerf.scene.transforms import read_transforms
 
 FILES = ("transforms.json", "transforms_train.json")  # that may hold training photos, as the reader looks for them
+MODELS = {Path(folder).parts[0] for folder in MODEL_FOLDERS}
 
 
 def parse(argv=None):
@@ -72,22 +75,18 @@ def perturb(scene, out, degrees, translation, seed):
         changed += 1
     out.mkdir(parents=True, exist_ok=True)
     for entry in root.iterdir():
-        if entry.name != file.name:
+        if entry.name != file.name and entry.name not in MODELS:
             (out / entry.name).symlink_to(entry.resolve())
     write_file(out / file.name, (json.dumps(head, indent=1) + "\n").encode())
     read_transforms(out, options)  # photos that SCENE names outside itself are missed here
     return changed
 
 
+@tells_user_errors
 def main():
     arguments = parse()
-    try:
-        changed = perturb(arguments.scene, arguments.out, arguments.degrees, arguments.translation, arguments.seed)
-    except UserError as error:
-        print(f"perturb_poses.py: {error}", file=sys.stderr)
-        return 1
+    changed = perturb(arguments.scene, arguments.out, arguments.degrees, arguments.translation, arguments.seed)
     print(f"{arguments.out}: the poses of {changed} training photos are off by about {arguments.degrees:g} degrees and {arguments.translation:g} world units.")
-    return 0
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from nerf.errors import UserError
+from nerf.errors import UserError, tells_user_errors
 from nerf.files import write_file
 from run_report.figures import common_views, draw_curves, draw_moments, draw_pictures
 from run_report.film import run_films, write_film
@@ -31,20 +31,15 @@ from run_report.tables import (
 )
 
 
+@tells_user_errors
 def main(arguments=None):
-    """Prints the tables and writes the page; the exit status, 1 with one line on stderr for bad input."""
+    """Prints the tables and writes the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("workspaces", nargs="+", metavar="WORKSPACE", help="folders that main.py trained into")
     parser.add_argument("--out", default="report", metavar="FOLDER", help="where the page goes (default: report)")
     parser.add_argument("--title", help="heading of the page (default: the names of the scenes)")
     parser.add_argument("--view", action="append", default=[], metavar="NAME", help="a held-out photo to show; repeatable (default: three)")
-    options = parser.parse_args(arguments)
-    try:
-        _report(options)
-    except UserError as error:
-        print(f"report.py: {error}", file=sys.stderr)
-        return 1
-    return 0
+    _report(parser.parse_args(arguments))
 
 
 def _report(options):

@@ -36,6 +36,8 @@ def test_what_nerfstudio_writes(tmp_path):
     assert cameras.near[0] == orbit().near.min() and cameras.far[0] == orbit().far.max()
     rows = content(camera_path=[{"camera_to_world": POSE.tolist(), "fov": 60}])
     np.testing.assert_allclose(load(tmp_path, rows).cameras.poses[0], POSE[:3], atol=1e-6)
+    doubled = content(camera_path=[{"camera_to_world": (2 * POSE).tolist(), "fov": 60}])  # homogeneous: the same matrix
+    np.testing.assert_allclose(load(tmp_path, doubled).cameras.poses[0], POSE[:3], atol=1e-6)
 
 
 @pytest.mark.parametrize(("changes", "fps"), [({"fps": ..., "seconds": 0.5}, 4), ({"fps": ...}, 24), ({"fps": 29.97, "seconds": 9}, 29.97)])
@@ -68,6 +70,9 @@ NAN = json.dumps(content()).replace(str(POSE.ravel().tolist()[3]), "NaN", 1)
         (content(camera_path=[{"camera_to_world": [1, 2, "three"], "fov": 50}]), "camera_to_world must be 16 numbers"),
         (content(camera_path=[{"camera_to_world": [0] * 16, "fov": 50}]), "path.json, frame 0"),
         (NAN, "NaN"),
+        (content(camera_path=[{"camera_to_world": POSE.T.ravel().tolist(), "fov": 50}]), "frame 0: the last row of camera_to_world is 2 0 1 1 in place of 0 0 0 1"),
+        (content(camera_path=[{"camera_to_world": POSE.T.tolist(), "fov": 50}]), "row by row: is it transposed?"),
+        (content(camera_path=[{"camera_to_world": [*POSE.ravel().tolist()[:15], float("nan")], "fov": 50}]), "the last row of camera_to_world is 0 0 0 nan"),
         (content(camera_path=[{"camera_to_world": POSE.tolist()}]), "frame 0: fov is None; it must be a number from 0.1 to 179"),
         (content(camera_path=[{"camera_to_world": POSE.tolist(), "fov": 180}]), "fov is 180"),
         (content(camera_type="equirectangular"), "camera_type is 'equirectangular'; only perspective"),

@@ -165,6 +165,7 @@ def test_test_gives_the_numbers_of_the_end_of_training(monkeypatch, capsys, demo
     assert run(monkeypatch, capsys, *argv, "--test", "--test_no_video", "--test_no_mesh")[0] == 0
     tested = json.loads((tmp_path / "run" / "results" / "metrics.json").read_text())
     assert [image["name"] for image in trained["images"]] == [f"images/{name}" for name in TESTED] and same_numbers(trained, tested)
+    assert {name: tested[name] for name in ("step", "downscale", "train_split", "data_format")} == {"step": 24, "downscale": 1, "train_split": "train", "data_format": "auto"}
     (line,) = [json.loads(text) for text in (tmp_path / "run" / "history.jsonl").read_text().splitlines()]
     (validated,) = (tmp_path / "run" / "validation").iterdir()
     assert line["psnr"] == json.loads((validated / "metrics.json").read_text())["psnr"] != trained["psnr"]

@@ -23,7 +23,7 @@ from nerf.mesh import export_mesh
 from nerf.mesh_parts import raster, simplify
 from nerf.mesh_parts.level import FAINTEST, otsu
 from nerf.mesh_parts.raster import Pinhole, rasterise
-from nerf.mesh_parts.simplify import clean, decimate, joined
+from nerf.mesh_parts.simplify import clean, decimate, joined, vertex_normals, without_folds
 from nerf.mesh_parts.space import Space, uncontract
 from nerf.mesh_parts.surface import Mesh, Region, extract
 from nerf.mesh_parts.visibility import pinhole, seen_faces
@@ -211,6 +211,49 @@ def test_decimation(tmp_path, monkeypatch, capsys):
     assert 900 <= len(mesh.faces) <= 1000
     shape = trimesh.Trimesh(*mesh, process=False)
     assert shape.is_watertight and chamfer(shape.sample(4000), CENTRE + RADIUS * trimesh.creation.icosphere(5).vertices) < 0.012
+
+
+def rough():
+    """A Mesh that winds through the cube like the haze of a field that has learned little."""
+    noise = torch.randn((1, 1, 12, 12, 12), generator=torch.Generator().manual_seed(0))
+
+    def density(positions):
+        return torch.nn.functional.grid_sample(noise, positions.view(1, 1, 1, -1, 3), align_corners=True).view(-1).exp()
+
+    return extract(density, np.log(1.5), everywhere())
+
+
+def test_a_rough_mesh_does_not_lie_on_itself():
+    fast_simplification = pytest.importorskip("fast_simplification", reason="fast-simplification is not installed")
+    mesh = rough()
+    faces = fast_simplification.simplify(mesh.vertices, np.int32(mesh.faces), target_count=len(mesh.faces) // 10)[1]
+    assert np.unique(np.sort(faces, axis=1), axis=0, return_counts=True)[1].max() > 1  # what is left out
+    fewer = decimate(mesh, len(mesh.faces) // 10, len(mesh.faces))
+    assert 0.08 < len(fewer.faces) / len(mesh.faces) <= 0.1
+    assert np.unique(np.sort(fewer.faces, axis=1), axis=0, return_counts=True)[1].max() == 1
+    assert np.linalg.norm(vertex_normals(fewer), axis=1) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_faces_upon_each_other_cancel():
+    pair, three, twice, single = [[0, 1, 2], [2, 1, 0]], [[4, 3, 5], [3, 5, 4], [4, 5, 3]], [[6, 7, 8], [7, 8, 6]], [[0, 2, 9]]
+    assert without_folds(np.array(pair + three + twice + single)).tolist() == [[4, 3, 5], [6, 7, 8], [0, 2, 9]]
+    assert without_folds(np.zeros((0, 3), np.int64)).shape == (0, 3)
+
+
+def test_normals_have_length_1_where_faces_cancel_and_where_there_are_none():
+    corners = np.float32([[0, 0, 0], [1, 0, 0], [0, 1, 0], [2, 0, 0], [0, 0, 3], [9, 9, 9]])
+    normals = vertex_normals(Mesh(corners, np.array([[0, 1, 2], [2, 1, 0]])))  # a fin
+    assert np.abs(normals[:3]).tolist() == [[0, 0, 1]] * 3 and normals[5].tolist() == [0, 0, 1]
+    larger = vertex_normals(Mesh(corners, np.array([[0, 1, 2], [2, 1, 0], [0, 4, 1], [4, 0, 1]])))
+    assert np.abs(larger[0]).tolist() == [0, 1, 0] and np.abs(larger[2]).tolist() == [0, 0, 1]
+    assert vertex_normals(Mesh(corners, np.array([[0, 1, 3]]))).tolist() == [[0, 0, 1]] * 6  # no area
+
+
+def test_a_target_that_cannot_be_met_is_told(tmp_path):
+    pytest.importorskip("fast_simplification", reason="fast-simplification is not installed")
+    said, options, scene = [], options_of("--mcubes_reso", "32", "--decimate_target", "1"), scene_around()
+    mesh, _ = export_mesh(model_of(Ball(), options, scene), scene, options, CPU, tmp_path, said.append)
+    assert f"The mesh keeps {len(mesh.faces)} of its" in said[0] and "--decimate_target 1 cannot be met" in said[0]
 
 
 def test_a_large_mesh_is_decimated_slab_by_slab(monkeypatch):

@@ -254,6 +254,16 @@ def test_saved_options_are_plain_whole_and_in_order(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["options.json"]
 
 
+def test_saved_options_name_the_scene_alike_however_it_was_given(tmp_path, monkeypatch):
+    (tmp_path / "data" / "fox").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    monkeypatch.chdir(tmp_path / "data")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for path in ("fox", "./fox/", "../data/fox", tmp_path / "data" / "fox", tmp_path / "link" / "fox", "~/data/fox"):
+        save_options(parse(f"{path} -O"), tmp_path)
+        assert json.loads((tmp_path / "options.json").read_text())["path"] == str((tmp_path / "data" / "fox").resolve())
+
+
 def test_table_marks_what_was_given_and_what_is_implied():
     table = options_table(parse("scene -O --hsm --lr 0.01"))
     assert "+lr " in table and "0.01" in table and "+hsm " in table

@@ -88,7 +88,14 @@ def test_isolated_points_are_left_out():
     together = random.normal(size=(2000, 3)) * 0.1
     keep = _together(np.concatenate([together, [[5, 5, 5]]]))
     assert not keep[-1] and keep[:-1].mean() > 0.97
-    assert not _together(np.zeros((3, 3))).any()
+    assert _together(np.zeros((3, 3))).all()  # too few to judge
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_few_points_are_as_good_as_many(tmp_path, count):
+    cloud = exported(tmp_path, count=count)
+    assert len(cloud.positions) == told(tmp_path)["points"] == count
+    assert np.linalg.norm(cloud.positions - CENTRE, axis=1) == pytest.approx(RADIUS, abs=0.05)
 
 
 def test_the_file(tmp_path):

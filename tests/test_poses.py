@@ -381,6 +381,18 @@ def test_the_script_perturbs_training_poses_alone(tmp_path, files):
     assert taken.returncode == 1 and "choose another name" in taken.stderr and taken.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("model", ["sparse/0", "colmap/sparse/0"])
+def test_a_perturbed_scene_is_read_with_the_wrong_poses_although_there_is_a_model_of_the_right_ones(tmp_path, model):
+    ring_scene(tmp_path / "scene", place=model)
+    ring_transforms(tmp_path / "scene", "transforms.json", count=16, folder="photos")
+    assert perturbed(tmp_path / "scene", tmp_path / "out", "--degrees", 2).returncode == 0
+    scene = load_scene(scene_options(tmp_path / "out", data_format="auto"))
+    right, wrong = (read_transforms(tmp_path / name, scene_options(tmp_path / name)).poses for name in ("scene", "out"))
+    turned, read = (np.einsum("nij,nij->n", poses[1:, :, :3], poses[:-1, :, :3]) for poses in (wrong, scene.cameras.poses))  # turns between photos
+    np.testing.assert_allclose(read, turned, atol=1e-5)
+    assert np.abs(turned - np.einsum("nij,nij->n", right[1:, :, :3], right[:-1, :, :3])).max() > 1e-3
+
+
 def test_the_script_refuses_a_colmap_scene(tmp_path):
     result = perturbed(ring_scene(tmp_path / "scene"), tmp_path / "out")
     assert result.returncode == 1 and "COLMAP scenes cannot be perturbed" in result.stderr and result.stderr.count("\n") == 1

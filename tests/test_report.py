@@ -23,7 +23,7 @@ from run_report.tables import against, claims_table, scenes_table
 VIEWS = [f"photo{index}.jpg" for index in range(5)]
 
 
-def make_workspace(folder, psnr=25.0, views=VIEWS, history=True, results=True, size=(40, 30), **options):
+def make_workspace(folder, psnr=25.0, views=VIEWS, history=True, results=True, size=(40, 30), conditions=None, **options):
     folder.mkdir(parents=True)
     saved = {"path": "data/demo", "data_format": "colmap", "downscale": 1, "train_split": "train", "hsm": False, **options}
     (folder / "options.json").write_text(json.dumps(saved))
@@ -37,7 +37,7 @@ def make_workspace(folder, psnr=25.0, views=VIEWS, history=True, results=True, s
     if results:
         images = [{"name": name, "file": Path(name).stem, "psnr": psnr, "ssim": 0.8, "seconds": 0.1, "non_finite": 0} for name in views]
         means = {"psnr": psnr, "ssim": 0.8, "seconds": 0.1}
-        result = {"protocol": "predictions rounded", "count": len(views), "non_finite": 0, **means, "images": images}
+        result = {**(conditions or {}), "protocol": "predictions rounded", "count": len(views), "non_finite": 0, **means, "images": images}
         (folder / "results").mkdir()
         (folder / "results" / "metrics.json").write_text(json.dumps(result))
         for name in views:
@@ -140,6 +140,41 @@ def test_runs_of_different_size_and_views_are_shown_with_a_remark(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "differ in downscale (1, 2)" in done.stdout
     assert (tmp_path / "out" / "demo_pictures.png").is_file()
+
+
+def remarks_on(tmp_path, *runs):
+    done = report(*runs, "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_results_of_an_earlier_step_are_not_shown_beside_later_steps(tmp_path):
+    """A run that ended, went on and was stopped keeps the results of its first end."""
+    said = remarks_on(tmp_path, make_workspace(tmp_path / "a", psnr=25.0, conditions={"step": 200, "training_time": 20.0}))
+    assert said.splitlines()[3].split()[:5] == ["a", "23.67", "0.7000", "30.0", "300"]
+    assert "a: results/metrics.json and the pictures are of step 200, its last validation of step 300, whose PSNR" in said
+
+
+def test_results_of_a_later_step_have_its_time(tmp_path):
+    """--test of a run that was stopped after its last validation."""
+    said = remarks_on(tmp_path, make_workspace(tmp_path / "a", conditions={"step": 340, "training_time": 34.5}))
+    assert said.splitlines()[3].split()[:5] == ["a", "25.00", "0.8000", "34.5", "340"] and "metrics.json" not in said
+
+
+def test_results_that_do_not_say_their_step_are_remarked_on(tmp_path):
+    assert "a: results/metrics.json does not say at which step it was measured" in remarks_on(tmp_path, make_workspace(tmp_path / "a"))
+
+
+def test_results_measured_at_another_size_are_remarked_on(tmp_path):
+    end = {"step": 300, "training_time": 30.0, "data_format": "colmap", "train_split": "train"}
+    runs = make_workspace(tmp_path / "a", conditions={**end, "downscale": 4}), make_workspace(tmp_path / "b", conditions={**end, "downscale": 1})
+    said = remarks_on(tmp_path, *runs)
+    assert "The runs differ in downscale (4, 1): their numbers are not of the same pictures." in said
+    assert "a was measured at its end with downscale 4, and trained and validated with 1." in said and "b was measured" not in said
+
+
+def test_runs_that_differ_in_bound_are_measured_on_the_same_photos(tmp_path):
+    assert "differ in" not in remarks_on(tmp_path, make_workspace(tmp_path / "a", bound=None), make_workspace(tmp_path / "b", bound=128.0))
 
 
 def test_runs_without_results_or_history(tmp_path):

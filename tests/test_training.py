@@ -53,7 +53,8 @@ def test_the_loop_validates_saves_and_writes_its_history(make_trainer, capsys):
     assert {"psnr", "ssim", "training_time", "ms_per_step", "peak_memory_mib", "samples_per_step", "hard_fraction"} < set(lines[0])
     assert [path.name for path in sorted((trainer.folder / "checkpoints").iterdir())] == ["best.pth", "step_00000048.pth", "step_00000064.pth"]
     assert (trainer.folder / "validation" / "step_00000032" / "metrics.json").exists()
-    assert json.loads((trainer.folder / "results" / "metrics.json").read_text())["psnr"] == lines[1]["psnr"]
+    results = json.loads((trainer.folder / "results" / "metrics.json").read_text())
+    assert results["psnr"] == lines[1]["psnr"] and (results["step"], results["downscale"]) == (64, 1)
     assert "held-out PSNR" in capsys.readouterr().out
 
 

@@ -7,6 +7,8 @@ from scipy.sparse.csgraph import connected_components
 from nerf.mesh_parts.surface import Mesh, used
 
 AT_ONCE = 4_000_000  # faces that are merged together: each takes some 280 bytes until it is
+CANCELLED = 1e-9  # share of their lengths below which the sum of normals is rounding
+UP = (0.0, 0.0, 1.0)
 
 
 def clean(mesh, fewest, share):
@@ -33,16 +35,18 @@ def clean(mesh, fewest, share):
 
 
 def decimate(mesh, target, total):
-    """The mesh with at most its share of faces, by the quadric error of merged edges (Garland and Heckbert 1997).
+    """The mesh with its share of faces or fewer, by the quadric error of merged edges (Garland and Heckbert 1997).
 
-    A mesh of more than AT_ONCE faces is brought down to so many slab by slab, with the borders between slabs as they are, and then as a whole.
+    More are left where merging any other edge would turn a face over or pull in an open border. A mesh of more than AT_ONCE faces is brought down to so many slab by
+    slab, with the borders between slabs as they are, and then as a whole. Edges are merged without a look at the topology: a rough surface
+    may touch itself afterwards, at vertices and edges that several sheets share.
 
     Args:
         mesh: Mesh, one of several; target: faces that all together may have; total: faces that they have.
     Raises:
         ImportError: fast_simplification is not installed.
     """
-    share = round(target * len(mesh.faces) / total)
+    share = target * len(mesh.faces) // total
     if share >= len(mesh.faces):
         return mesh
     if len(mesh.faces) > AT_ONCE > share:
@@ -56,7 +60,21 @@ def _reduced(mesh, count, preserve_border=False):
     vertices, faces = simplify(mesh.vertices, mesh.faces.astype(np.int32), target_count=count, preserve_border=preserve_border)
     faces = faces.astype(np.int64)
     flat = (faces[:, 0] == faces[:, 1]) | (faces[:, 1] == faces[:, 2]) | (faces[:, 2] == faces[:, 0])
-    return Mesh(*used(vertices.astype(np.float32), faces[~flat]))
+    return Mesh(*used(vertices.astype(np.float32), without_folds(faces[~flat])))
+
+
+def without_folds(faces):
+    """Faces [T, 3] without those that lie on each other.
+
+    Where merging closes a surface upon itself, two sheets have a face each on the same three vertices, seen from opposite sides. Such two
+    bound nothing, and their normals cancel; one stays where more look to one side than to the other.
+    """
+    turned = np.take_along_axis(faces, (faces.argmin(axis=1)[:, None] + np.arange(3)) % 3, axis=1)  # the lowest first, as counter-clockwise as before
+    side = np.where(turned[:, 1] < turned[:, 2], 1, -1)
+    _, group = np.unique(np.sort(faces, axis=1), axis=0, return_inverse=True)
+    group = group.ravel()
+    leading = np.flatnonzero(side * np.bincount(group, side)[group] > 0)
+    return faces[leading[np.sort(np.unique(group[leading], return_index=True)[1])]]
 
 
 def _reduced_by_slabs(mesh, count):
@@ -79,9 +97,20 @@ def joined(meshes):
 
 
 def vertex_normals(mesh):
-    """Unit normals [V, 3] float32 pointing outwards, means of the faces around weighted by area; zero where there is none."""
+    """Unit normals [V, 3] float32 pointing outwards, means of the faces around weighted by area.
+
+    Where these cancel, the normal is that of the largest face around; where there is none of any area, straight up. So all have length 1,
+    as glTF demands.
+    """
     corners = mesh.vertices[mesh.faces].astype(np.float64)
     normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-    rows = mesh.faces.ravel()
-    sums = np.stack([np.bincount(rows, np.repeat(normals[:, axis], 3), len(mesh.vertices)) for axis in range(3)], axis=1)
-    return (sums / np.linalg.norm(sums, axis=1, keepdims=True).clip(1e-30)).astype(np.float32)
+    areas, rows, count = np.linalg.norm(normals, axis=1), mesh.faces.ravel(), len(mesh.vertices)
+    sums = np.stack([np.bincount(rows, np.repeat(normals[:, axis], 3), count) for axis in range(3)], axis=1)
+    cancelled = np.linalg.norm(sums, axis=1) <= CANCELLED * np.bincount(rows, np.repeat(areas, 3), count)
+    if cancelled.any():
+        around = np.flatnonzero(cancelled[mesh.faces].any(axis=1) & (areas > 0))
+        around = around[np.argsort(areas[around])]
+        largest = np.tile(UP, (count, 1))
+        largest[mesh.faces[around]] = normals[around, None]  # of several, the last is kept
+        sums[cancelled] = largest[cancelled]
+    return (sums / np.linalg.norm(sums, axis=1, keepdims=True)).astype(np.float32)

@@ -13,6 +13,7 @@ import freqencoder
 import gridencoder
 import raymarching
 import shencoder
+from nerf.errors import UserError
 
 FLOAT, HALF = 4, 2  # bytes
 LEVELS, FEATURES, CORNERS = 16, 2, 8
@@ -38,11 +39,11 @@ def case(package, name, call, count, formula, gathered=0):
     """The Case of a call into a kernel package; its twin is the same call while the package's operators are those of reference.py.
 
     Raises:
-        SystemExit: the package is not compiled, so that there is nothing to compare.
+        UserError: the package is not compiled, so that there is nothing to compare.
     """
     ops = package.ops
     if ops.kernels is ops.reference:
-        raise SystemExit(f"bench_kernels.py: {package.__name__} is not compiled: python scripts/doctor.py says why")
+        raise UserError(f"{package.__name__} is not compiled: python scripts/doctor.py says why")
 
     def twin():
         compiled, ops.kernels = ops.kernels, ops.reference

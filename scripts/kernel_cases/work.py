@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 import raymarching
+from nerf.errors import UserError
 from nerf.sampling.occupancy import OccupancyGrid, OccupancySampler
 
 BOUND, MIN_NEAR = 2.0, 0.05
@@ -96,7 +97,7 @@ def work_of_size(pool, samples, seed=0):
     *_, counts = raymarching.march_rays_train(*arguments(len(pool.near)), **pool.march, capacity=1)
     wanted = int(counts[2]) / len(pool.near)
     if wanted == 0:
-        raise SystemExit("bench_kernels.py: the rays meet nothing that is occupied: train longer (--steps)")
+        raise UserError("The rays meet nothing that is occupied: train longer (--steps).")
     march_arguments, march = arguments(math.ceil(SPARE * samples / wanted)), pool.march | {"capacity": samples}
     positions, directions, t, dt, _, rays, counts = raymarching.march_rays_train(*march_arguments, **march)
     return Work(march_arguments, march, positions, directions, t, dt, rays, int(counts[0]))

@@ -60,7 +60,7 @@ def _kept(run):
     moments = []
     for line in run.history:
         folders = run.folder / "validation" / f"step_{line.get('step') or 0:08d}", run.folder / "results"
-        for folder in folders if line is run.history[-1] else folders[:1]:
+        for folder in folders if line is run.history[-1] and not run.outdated() else folders[:1]:
             if (folder / "metrics.json").is_file() and (images := read_json(folder / "metrics.json").get("images")):
                 stem = folder / images[0]["file"]
                 if stem.with_name(f"{stem.name}_rgb.png").is_file():

@@ -1,6 +1,7 @@
 """What workspaces tell: options, history and results of training runs, grouped by scene."""
 
 import json
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,8 +9,14 @@ from pathlib import Path
 import numpy as np
 
 from nerf.errors import UserError
+from nerf.option_checks import PHOTO_FLAGS
 
-SAME = ("data_format", "downscale", "train_split", "bound")  # options that must agree for two PSNRs to mean the same
+MATTERS = {  # what does not compare where runs differ in it
+    "data_format": "their photos may not be the same",
+    "downscale": "their numbers are not of the same pictures",
+    "train_split": "their held-out photos are others, or were learned from",
+    "device": "their times and memory do not compare",
+}
 
 
 @dataclass(frozen=True)
@@ -20,15 +27,25 @@ class Run:
     folder: Path
     options: dict
     history: list  # one dict a validation, in the order of training
-    metrics: dict  # as nerf.evaluation.evaluate returned it; empty where the run was not evaluated at its end
+    metrics: dict  # as nerf.evaluation.evaluate returned it: the newest results/metrics.json; empty where there is none
 
     def last(self, key):
         """The newest value of `key` in the history, None where there is none."""
         return next((line[key] for line in reversed(self.history) if line.get(key) is not None), None)
 
     def result(self, key):
-        """The mean that was measured at the end, else at the last validation, else None."""
-        return self.metrics.get(key, self.last(key))
+        """What results/metrics.json says, if it is of the run's end, else the last validation, else None."""
+        return self.last(key) if self.outdated() else self.metrics.get(key, self.last(key))
+
+    def outdated(self):
+        """Whether the run went on after the step that results/metrics.json is of, as far as is known."""
+        return self.metrics.get("step", math.inf) < (self.last("step") or 0)
+
+    def condition(self, key):
+        """The value under which the run's results were measured: of an option that chooses photos (PHOTO_FLAGS), or the device."""
+        if key == "device":
+            return self.last(key)
+        return self.options.get(key) if self.outdated() else self.metrics.get(key, self.options.get(key))
 
     def curve(self, x, y):
         """[k, 2] float64: the values of two keys of the history, where both are known."""
@@ -78,23 +95,36 @@ def load_scenes(workspaces):
 def remarks(scene):
     """What a reader must know before comparing the numbers of a SceneRuns, a sentence each."""
     runs, found = scene.runs, []
-    for key in (*SAME, "device"):
-        values = [run.last("device") if key == "device" else run.options.get(key) for run in runs]
+    for key, what in MATTERS.items():
+        values = [run.condition(key) for run in runs]
         if any(value != values[0] for value in values):
-            what = "their times and memory do not compare" if key == "device" else "their numbers are not of the same pictures"
             found.append(f"The runs differ in {key} ({', '.join(map(str, values))}): {what}.")
     for run in runs:
-        if not run.metrics:
-            found.append(f"{run.label} has no results/metrics.json: PSNR and SSIM are those of its last validation.")
-        elif run.metrics.get("non_finite"):
-            count = f"{run.metrics['non_finite']} of {run.metrics['count']}"
-            found.append(f"{run.label}: {count} renders are not finite and left out of its means.")
+        found += _remarks_on(run)
     if len(runs) > 1:
         seeds = sorted({str(run.options.get("seed", 0)) for run in runs})
         found.append(f"Each run was made once (seed {', '.join(seeds)}), so that small differences may be chance.")
     found += [f"Measured on {run.last('device')}." for run in runs[:1] if run.last("device")]
     protocols = {run.metrics["protocol"] for run in runs if run.metrics.get("protocol")}
     return found + ["PSNR and SSIM: " + protocol + "." for protocol in sorted(protocols)]
+
+
+def _remarks_on(run):
+    """What must be known of the numbers of one Run, a sentence each."""
+    if not run.metrics:
+        return [f"{run.label} has no results/metrics.json: PSNR and SSIM are those of its last validation."]
+    if run.outdated():
+        steps = f"of step {run.metrics['step']}, its last validation of step {run.last('step')}"
+        return [f"{run.label}: results/metrics.json and the pictures are {steps}, whose PSNR and SSIM these are (main.py with --test measures the newest)."]
+    found = []
+    if run.history and "step" not in run.metrics:
+        found.append(f"{run.label}: results/metrics.json does not say at which step it was measured (main.py with --test measures it again).")
+    if run.metrics.get("non_finite"):
+        found.append(f"{run.label}: {run.metrics['non_finite']} of {run.metrics['count']} renders are not finite and left out of its means.")
+    for key in PHOTO_FLAGS:
+        if run.condition(key) != run.options.get(key):
+            found.append(f"{run.label} was measured at its end with {key} {run.condition(key)}, and trained and validated with {run.options.get(key)}.")
+    return found
 
 
 def known(line, *keys):

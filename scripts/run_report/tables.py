@@ -11,8 +11,8 @@ SHARES = (0.25, 0.5, 1.0)  # of the time that both runs trained, at which their 
 def numbers(run):
     """What is known of a run, by name; None: not known."""
     return {
-        "psnr": run.result("psnr"), "ssim": run.result("ssim"), "lpips": run.result("lpips"), "training_time": run.last("training_time"),
-        "steps": run.last("step"), "ms_per_step": run.over(np.median, "ms_per_step"), "peak_memory_mib": run.over(max, "peak_memory_mib"),
+        "psnr": run.result("psnr"), "ssim": run.result("ssim"), "lpips": run.result("lpips"), "training_time": run.result("training_time"),
+        "steps": run.result("step"), "ms_per_step": run.over(np.median, "ms_per_step"), "peak_memory_mib": run.over(max, "peak_memory_mib"),
         "training_memory_mib": run.training_memory(), "hard_fraction": run.last("hard_fraction"), "tau": run.last("tau"),
         "frames_per_second": run.result("frames_per_second"), "device": run.last("device"),
     }  # fmt: skip
