@@ -70,9 +70,13 @@ def test_the_largest_of_several_models(tmp_path, kind):
     images_file = tmp_path / "sparse" / "2" / f"images{kind}"
     images_file.write_bytes(b"\xff" * 100)
     assert read_colmap(tmp_path, options(tmp_path)).source == tmp_path / "sparse" / "10"
+    write(tmp_path / "sparse" / "2", cameras, images, points)
+    (tmp_path / "sparse" / "2" / f"cameras{kind}").write_bytes(b"\xff" * 100)
+    capture = read_colmap(tmp_path, options(tmp_path))
+    assert capture.source == tmp_path / "sparse" / "10" and any(note.startswith("warning: sparse/2 is passed over: ") for note in capture.notes)
     for number in (0, 10, 11):
         shutil.rmtree(tmp_path / "sparse" / str(number))
-    with pytest.raises(UserError, match=f"sparse/2/images{kind}: "):
+    with pytest.raises(UserError, match=f"sparse/2/cameras{kind}: "):
         read_colmap(tmp_path, options(tmp_path))
 
 
@@ -183,10 +187,15 @@ def test_reduced_photos_that_are_not_all_there(tmp_path):
     capture = read_colmap(tmp_path, options(tmp_path, downscale=4))
     assert [file.relative_to(tmp_path).as_posix() for file in capture.files[:4]] == ["images_4/IMG_4026.JPG", "images_4/IMG_4027.png", "images/IMG_4028.JPG", "images/IMG_4029.JPG"]
     assert capture.at_full_size.tolist() == [False] * 2 + [True] * 7 and any("7 photos are not in images_4" in note for note in capture.notes)
+    assert not any("not registered" in note for note in capture.notes)
     scene = load_scene(options(tmp_path, downscale=4))
     assert (scene.cameras.sizes == (16, 12)).all() and np.array_equal(scene.photos.image(1, (16, 12)), pixels[1])
     shutil.rmtree(tmp_path / "images")
     assert read_colmap(tmp_path, options(tmp_path, downscale=4)).names == ["IMG_4026.JPG", "IMG_4027.JPG"]
+    for place in sorted((tmp_path / "images_4").iterdir()):
+        place.rename(place.with_stem(f"image_{place.stem}{place.suffix[1:]}"))
+    with pytest.raises(UserError, match="none of the 9 photos .* is in .*images_4"):
+        read_colmap(tmp_path, options(tmp_path, downscale=4))
 
 
 @pytest.mark.parametrize("folder", ["images/", "left eye/", ""])

@@ -65,6 +65,9 @@ def test_pictures_of_more_than_the_cube(tmp_path):
     ring_transforms(tmp_path, "transforms_train.json", folder="train", head={"camera_angle_x": 0.9}, radius=8)
     line, = warnings(tmp_path, "-O")
     value = re.search(r"% of the rays go past the box .* try --bound (\d)", line).group(1)
+    (tmp_path / "clear").mkdir()
+    ring_transforms(tmp_path / "clear", "transforms_train.json", folder="train", head={"camera_angle_x": 0.9}, radius=8, mode="RGBA")
+    assert warnings(tmp_path / "clear", "-O") == []  # there is nothing to learn where the photos see through
     assert warnings(tmp_path, "-O", "--bound", value) == []
     assert "try another --scale or --offset" in warnings(tmp_path, "-O", "--offset", "0", "0", "60")[-1]
 

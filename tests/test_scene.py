@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from nerf.errors import UserError
+from nerf.options import parse_options
 from nerf.scene import FISHEYE, load_scene
 from nerf.scene.colmap_model import read_model
+from nerf.scene.sanity import sanity_report
 from scene_files import (
     options,
     ring_model,
@@ -186,6 +188,7 @@ def test_a_camera_far_from_all_others_is_named(tmp_path):
     scale = float(re.search(r"--scale ([\d.e-]+)", line).group(1))
     scene = load_scene(options(tmp_path, scale=scale))
     assert np.median(np.linalg.norm(scene.cameras.poses[:, :, 3], axis=1)) == pytest.approx(1, abs=0.05) and not any("warning" in note for note in scene.notes)
+    assert not any("--scale" in line for line in sanity_report(scene, parse_options([str(tmp_path), "--scale", str(scale)])))
 
 
 def test_ring_is_centred(tmp_path):

@@ -150,6 +150,26 @@ def test_split_files_that_are_no_object_at_the_origin(tmp_path, name, head, shif
     assert any("aabb_scale 4 states a cube" in note for note in scene.notes) == ("aabb_scale" in head) and (scene.points is not None) == (name == "points")
 
 
+def test_an_object_before_nothing_may_state_a_cube(tmp_path):
+    """BlenderNeRF writes aabb_scale for objects too; what tells them is that the photos see through."""
+    ring_transforms(tmp_path, "transforms_train.json", folder="train", head={"camera_angle_x": 0.7, "aabb_scale": 4}, radius=4, mode="RGBA")
+    scene = load_scene(nerf(tmp_path))
+    assert (scene.scale, scene.bound) == (0.8, 1) and any("aabb_scale is left aside" in note for note in scene.notes)
+
+
+@pytest.mark.parametrize("turned, synthetic", [(False, True), (True, False)])
+def test_an_object_seen_from_one_side_is_one_and_what_is_around_the_cameras_is_none(tmp_path, turned, synthetic):
+    content = ring_transforms(tmp_path, "transforms_train.json", folder="train")
+    for i, frame in enumerate(content["frames"]):
+        matrix = np.eye(4)
+        matrix[:3, 3] = [(i % 3 - 1) * 0.2, (i // 3 - 1) * 0.2, 3]  # parallel axes, which nowhere meet
+        if turned:
+            matrix[:3, :3] = np.diag([-1, 1, -1])
+        frame["transform_matrix"] = matrix.tolist()
+    save_transforms(tmp_path, content, "transforms_train.json")
+    assert any("(NeRF-synthetic)" in note for note in load_scene(nerf(tmp_path)).notes) == synthetic
+
+
 def test_reduced_folder(tmp_path):
     content = ring_transforms(tmp_path)
     ring_transforms(tmp_path / "other", folder="images")

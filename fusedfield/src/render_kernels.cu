@@ -75,10 +75,10 @@ __global__ void __launch_bounds__(THREADS, 3)
         ray = __shfl_sync(~0u, ray, 0);
         if (ray >= picture.rays) return;
         if (lane() < TILE) {
-            for (int i = 0; i < 3; ++i) mine.directions[lane()][i] = picture.directions[int64_t{3} * ray + i];
+            for (int i = 0; i < 3; ++i) mine.directions[lane()][i] = picture.directions[3 * ray + i];
             for (int i = 0; i < SUMS; ++i) mine.sums[lane()][i] = 0;
         }
-        if (lane() < 3) mine.origin[lane()] = picture.origins[int64_t{3} * ray + lane()];
+        if (lane() < 3) mine.origin[lane()] = picture.origins[3 * ray + lane()];
         __syncwarp();
         float t = picture.near[ray], far = raymarching::least(picture.far[ray], FLT_MAX);
         if (!raymarching::finite_ray(mine.origin, mine.directions[0])) far = t;

@@ -36,8 +36,7 @@ def read_colmap(root, options):
 
     options: downscale. Raises UserError for a malformed model, and where no photo is found.
     """
-    (_, folder), *others = _found_models(root)
-    model = read_model(folder)
+    model, others, told = _largest_sound_model(root)
     registered = sorted(model.images, key=lambda image: image.name)
     twice = next((one.name for one, other in pairwise(registered) if one.name == other.name), None)
     if twice:
@@ -60,7 +59,19 @@ def read_colmap(root, options):
         lens=np.array([FISHEYE if "FISHEYE" in camera.model else PERSPECTIVE for camera in cameras], dtype=np.int32),
         points=model.points if len(model.points) else None,
         seen=[_rows_of(image.point_ids, model.point_ids) for image in images] if len(model.points) else None,
-        masks=masks, notes=[*_notes(root, model, cameras, files, registered), *_other_models(root, others), *moved, *notes])
+        masks=masks, notes=[*_notes(root, model, cameras, files, [root / name for name in names], registered), *told, *_other_models(root, others), *moved, *notes])
+
+
+def _largest_sound_model(root):
+    """The largest model that can be read, the smaller ones as of _found_models, and notes. Raises UserError where none can."""
+    models, first, notes = _found_models(root), None, []
+    for i, (_, folder) in enumerate(models):
+        try:
+            return read_model(folder), models[i + 1 :], notes
+        except UserError as error:
+            first = first or error
+            notes.append(f"warning: {folder.relative_to(root)} is passed over: {error}")
+    raise first
 
 
 def _photos(root, registered, downscale):
@@ -109,16 +120,16 @@ def _rows_of(ids, sorted_ids):
     return np.unique(rows[sorted_ids[rows] == ids])
 
 
-def _notes(root, model, cameras, files, registered):
+def _notes(root, model, cameras, files, places, registered):
     models = ", ".join(sorted({camera.model for camera in cameras}))
     count = len({id(camera) for camera in cameras})
     notes = [f"{len(files)} photos, {count} camera{'s' * (count > 1)} ({models}) and {len(model.points)} sparse points from {model.folder}"]
     missing = len(registered) - len(files)
     if missing:
         notes.append(f"{missing} of {len(registered)} registered photos are missing in {root} and were skipped")
-    folders = {file.parent for file in files}
-    unregistered = sum(len(photo_files(folder)) for folder in folders) - len(set(files))
-    if unregistered > 0:
+    whole = {place if place.parent.is_dir() else file for place, file in zip(places, files, strict=True)}  # images_N may hold but some
+    beside = {photo for folder in {photo.parent for photo in whole} for photo in photo_files(folder)}
+    if unregistered := len(beside - whole):
         notes.append(f"{unregistered} photos beside these are not registered in {model.folder.relative_to(root)} and were skipped")
     if model.dropped:
         notes.append(f"{model.dropped} sparse points with NaN or inf coordinates were dropped")
@@ -129,5 +140,5 @@ def _other_models(root, others):
     if not others:
         return []
     named = ", ".join(f"{folder.relative_to(root)} with {count}" for count, folder in others)
-    return [(f"warning: COLMAP could not join all photos to one model: the largest is taken, and not {named}; "
+    return [(f"warning: there are several models, as COLMAP leaves where it cannot join all photos: the largest is taken, and not {named}; "
              "photos that show parts of both would join them")]

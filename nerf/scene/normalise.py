@@ -146,5 +146,5 @@ def _stray(names, positions, centre):
         return []
     others = int((distances > STRAY * usual).sum()) - 1
     who, ratio = names[farthest] + f" and {others} others" * bool(others), distances[farthest] / usual
-    return [(f"warning: {who} may have a wrong pose: {ratio:.0f} times as far from the centre as {100 * NEARLY_ALL:.0f} % of the cameras, which makes "
+    return [(f"warning: {who} may have a wrong pose: {ratio:.0f} times as far from the centre as nearly all others, which makes "
              f"all else small; remove that photo, or, if it is right, pass --scale {1 / usual:.3g}")]

@@ -44,7 +44,7 @@ def _otherwise_named(folder, smaller, originals, taken):
     found = {i: by_stem[stem] for i, stem in stems.items() if stem in by_stem and once[stem] == 2}
     if found or len(free) < len(held):
         return found, []
-    photos = photos_below(folder)
+    photos = photos_below(folder) if folder.is_dir() else []
     pairs = dict(zip(photos, held, strict=True)) if len(photos) == len(held) else {}
     found = {i: pairs[photo] for i, photo in originals.items() if photo in pairs}
     if not found:

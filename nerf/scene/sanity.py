@@ -8,13 +8,14 @@ import numpy as np
 from nerf.scene.cameras import in_picture, spread_directions
 from nerf.scene.extent import BOUNDS
 from nerf.scene.lens import beyond_reach
+from nerf.scene.normalise import NEARLY_ALL
 
 SHARE_WANTED = 0.9  # of the sparse points that should be within the bound
 WASTE = 4  # a given bound this many times what the points need spends most of the field on nothing
 FEWEST_POINTS = 30  # fewer say nothing
 NEAREST = 0.02  # share of the sightings that are nearer than the start to try, times two: these are outliers
 CUT_SHARE = 0.1  # of sightings that near or far may cut off
-LEAST_REACH, MOST_REACH = 0.1, 6.0  # of the farthest camera; --scale is meant to bring it to about 1, or 4 about a rendered object
+LEAST_REACH, MOST_REACH = 0.1, 6.0  # of nearly all cameras; --scale is meant to bring it to about 1, or 4 about a rendered object
 UNSEEN_SHARE = 0.5  # of the marched box that may be seen by no camera
 MISSED_SHARE = 0.5  # of the rays that may go past it
 GRID, BEYOND_SHARE = 64, 0.001  # pixels of a row and of a column that are looked at; share of them that the lens need not reach
@@ -29,11 +30,12 @@ def sanity_report(scene, options):
     """
     positions = scene.cameras.poses[scene.train, :, 3].astype(np.float64)
     distances = np.linalg.norm(positions, axis=1)
+    reach = np.quantile(distances, NEARLY_ALL, method="lower")
     radii = None if scene.points is None or len(scene.points) < FEWEST_POINTS else np.abs(scene.points).max(axis=1)
     lines = [f"extent: cameras are {distances.min():.3g} to {distances.max():.3g} from the centre ({distances.mean():.3g} on average)" + _points_text(radii)]
     if not options.contract:
         lines += _bound_warnings(scene, options, positions, radii)
-    wrong_scale = _scale_warnings(options, distances)
+    wrong_scale = _scale_warnings(options, reach)
     lines += wrong_scale
     some = scene.train[:: max(1, -(-len(scene.train) // MOST_CAMERAS))]
     cameras = scene.cameras.select(some)
@@ -71,12 +73,12 @@ def _bound_warnings(scene, options, positions, radii):
     return []
 
 
-def _scale_warnings(options, distances):
-    farthest = distances.max()
-    if "scale" not in options.given or farthest == 0 or LEAST_REACH <= farthest <= MOST_REACH:
+def _scale_warnings(options, reach):
+    """reach: of nearly all cameras; one far out says nothing of the scale."""
+    if "scale" not in options.given or reach == 0 or LEAST_REACH <= reach <= MOST_REACH:
         return []
-    trouble = "so near to the centre that the field has little detail there" if farthest < LEAST_REACH else "so far from it that the field is coarse in between"
-    return [f"warning: --scale {options.scale:g} puts the cameras up to {farthest:.3g} from the centre, {trouble}; leave it out, or try --scale {options.scale / farthest:.3g}"]
+    trouble = "so near to the centre that the field has little detail there" if reach < LEAST_REACH else "so far from it that the field is coarse in between"
+    return [f"warning: --scale {options.scale:g} puts the cameras up to {reach:.3g} from the centre, {trouble}; leave it out, or try --scale {options.scale / reach:.3g}"]
 
 
 def _lens_warnings(scene, views):
@@ -117,7 +119,9 @@ def _range_warnings(scene, options, cameras):
 
 
 def _missed_warnings(scene, cameras):
-    """Rays that go past the marched box, outside which nothing is learned."""
+    """Rays that go past the marched box, outside which nothing is learned. Where photos are masked or see through, there may be nothing to learn there."""
+    if scene.masks is not None or scene.photos.channels == 4:
+        return []
     low, high = scene.aabb[:3].astype(np.float64), scene.aabb[3:].astype(np.float64)
     missed = 1 - _share_that_meets(cameras, low, high)
     if missed <= MISSED_SHARE:

@@ -11,7 +11,7 @@ from nerf.errors import UserError
 from nerf.scene.cameras import LARGEST, rigid_poses
 from nerf.scene.capture import Capture
 from nerf.scene.masks import named_masks
-from nerf.scene.normalise import SYNTHETIC_SCALE, nearest_to_axes
+from nerf.scene.normalise import SYNTHETIC_SCALE
 from nerf.scene.photos import read_headers
 from nerf.scene.ply import parse_ply
 from nerf.scene.transforms_file import (
@@ -121,8 +121,11 @@ def _capture(root, source, options, head, frames, splits, notes):
     file = find_transforms(root)
     points, told = _points(file, head)
     region, stated = _region(file, head)
-    # What says how large it is, or has a lens, is a capture, of real photos or rendered as if; what has neither may be an object at the origin.
-    synthetic = source.is_dir() and points is None and region is None and not distortion.any() and _is_of_an_object(poses, frames, source)
+    # What has points or a lens is a capture, of real photos or rendered as if. So is what says how large it is, unless it stands before nothing, as BlenderNeRF's objects do.
+    bare = source.is_dir() and points is None and not distortion.any() and _is_of_an_object(poses, frames, source)
+    synthetic = bare and (region is None or read_headers([frames[0].file]).alpha)
+    if synthetic and region is not None:
+        region, stated = None, [f"{file.name}: aabb_scale is left aside, as there is nothing around the object"]
     dialect = "NeRF-synthetic" if synthetic else "split files" if source.is_dir() else "single file"
     masks = [frame.mask for frame in frames]
     if not any(masks):
@@ -138,10 +141,12 @@ def _capture(root, source, options, head, frames, splits, notes):
 
 
 def _is_of_an_object(poses, frames, source):
-    """Whether cameras at poses [n,3,4] look from outside at what the usual cube of NeRF-synthetic scenes holds: an object at the origin."""
+    """Whether most cameras at poses [n,3,4] look from outside at what the usual cube of NeRF-synthetic scenes holds: an object at the origin."""
     rigid, _ = rigid_poses(poses, [f"{source}: {frame.name}" for frame in frames])
-    target, reach = nearest_to_axes(rigid), 1 / SYNTHETIC_SCALE
-    return target is not None and np.linalg.norm(target) < reach < np.median(np.linalg.norm(rigid[:, :, 3], axis=1))
+    back, positions, reach = rigid[:, :, 2], rigid[:, :, 3], 1 / SYNTHETIC_SCALE
+    ahead = (positions * back).sum(axis=1)  # how far before the camera its axis passes the origin
+    past = np.linalg.norm(positions - ahead[:, None] * back, axis=1)
+    return np.median(ahead) > 0 and np.median(past) < reach < np.median(np.linalg.norm(positions, axis=1))
 
 
 def _full_sizes(frames):

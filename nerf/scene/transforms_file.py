@@ -44,7 +44,7 @@ def read_file(file, downscale):
     frames = [_frame(file, head, i, *photo, downscale) for i, photo in enumerate(zip(names, places, full, strict=True))]
     kept = [frame for frame in frames if os.path.isfile(frame.file)]
     if not kept and file.name in SPLITS[1:]:
-        return head, kept, [f"{file.name}: none of its {len(frames)} photos is there (looked for {frames[0].file} and others), so it is left out"]
+        return head, kept, [f"warning: {file.name}: none of its {len(frames)} photos is there (looked for {frames[0].file} and others), so it is left out"]
     if not kept:
         raise UserError(f"{file}: none of the {len(frames)} photos that it names is there (looked for {frames[0].file} and others); "
                         "put the photos there or correct file_path")
