@@ -95,6 +95,7 @@ std::tuple<Tensor, Tensor, Tensor> ngp_render(const Tensor& origins_, const Tens
                                               int64_t grid_size, bool contract, double dt_gamma, int64_t max_steps, double T_thresh) {
     check_positions("origins", origins_);
     const int64_t rays = origins_.size(0);
+    TORCH_CHECK_VALUE(rays <= most_rows / 2, "origins must have at most 2^29 rows, not ", rays);
     check("directions", directions_, origins_, at::kFloat, {rays, 3});
     check("near", near_, origins_, at::kFloat, {rays});
     check("far", far_, origins_, at::kFloat, {rays});
