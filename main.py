@@ -62,7 +62,8 @@ def run(options):
     if options.test:
         test(trainer)
     else:
-        save_options(options, folder)
+        if trainer.progress() < 1 or not (folder / "options.json").exists():  # a finished run was not made with the options of now
+            save_options(options, folder)
         signal = trainer.train()
         if signal is not None:
             print(f"Stopped by signal {signal} at step {trainer.step.steps}; the state is saved, and the same command goes on from it.")

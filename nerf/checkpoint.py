@@ -78,7 +78,7 @@ def find_checkpoint(workspace, choice, note=print):
         return _latest(workspace, note)
     if choice == "best":
         best = checkpoint_folder(workspace) / BEST
-        if best.is_file() and _loads(best):
+        if best.is_file() and not _trouble(best):
             return best
         latest = _latest(workspace, note)
         if latest is not None:
@@ -129,12 +129,14 @@ def check_signature(saved, own, path):
 
 def _latest(workspace, note):
     candidates = _step_checkpoints(checkpoint_folder(workspace))
+    troubles = []
     for path in candidates:
-        if _loads(path):
+        if not (trouble := _trouble(path)):
             return path
-        note(f"checkpoint {path} cannot be read and is passed over.")
-    if candidates:
-        raise UserError(f"none of the checkpoints in {checkpoint_folder(workspace)} can be read; give --ckpt scratch to start anew.")
+        troubles.append(trouble)
+        note(f"{path.name} is passed over: {trouble}")
+    if troubles:
+        raise UserError(f"none of the checkpoints in {checkpoint_folder(workspace)} can be read, the newest because: {troubles[0]}")
     return None
 
 
@@ -147,12 +149,13 @@ def _step_of(path):
     return int(STEP_NAME.fullmatch(path.name)[1])
 
 
-def _loads(path):
+def _trouble(path):
+    """What keeps a checkpoint from being read, a sentence, or None."""
     try:
         load_checkpoint(path, "cpu")
-    except UserError:
-        return False
-    return True
+    except UserError as error:
+        return str(error)
+    return None
 
 
 def _require_intact(path):

@@ -71,20 +71,18 @@ class Scalars:
 
     def add(self, step, values):
         """Record `values` (name -> number on the host) of a step. Raises UserError where they cannot be written."""
-        if self._writer is None:
-            self._open()
         numbers = {name: float(value) for name, value in values.items()}
         finite = {name: number if math.isfinite(number) else None for name, number in numbers.items()}
         with writable(self._workspace):
+            if self._writer is None:
+                self._open()
             for name, number in numbers.items():
                 self._writer.add_scalar(name, number, step)
             self._lines.write(json.dumps({"step": step, **finite}) + "\n")
 
     def close(self):
         """Write out what is buffered. May be called twice, and before anything was added."""
-        if self._writer is None:
-            return
-        for file in (self._writer, self._lines):
+        for file in filter(None, (self._writer, self._lines)):
             with contextlib.suppress(OSError):  # a full disk, of which whatever wrote before has told
                 file.close()
         self._writer = self._lines = None

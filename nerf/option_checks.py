@@ -6,7 +6,7 @@ from nerf.errors import UserError
 from nerf.option_text import flag_fields, value_text
 
 PROPOSAL_FLAGS = ("num_steps", "max_ray_batch", "lambda_proposal", "lambda_distort", "anneal_steps")
-GRID_FLAGS = ("max_steps", "grid_size", "update_extra_interval", "mark_untrained", "dt_gamma", "density_thresh", "num_rays")
+GRID_FLAGS = ("max_steps", "grid_size", "update_extra_interval", "mark_untrained", "dt_gamma", "num_rays")
 MESH_FLAGS = ("mcubes_reso", "env_reso", "clean_min_f", "clean_min_d", "decimate_target", "mesh_texture", "mesh_visibility_culling")
 PHOTO_FLAGS = ("data_format", "downscale", "train_split")  # they say which photos are learned from and measured on, and at what size
 

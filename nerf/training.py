@@ -54,6 +54,7 @@ class Trainer:
         self.best_psnr, self.restores, self.snapshot = -math.inf, 0, None
         self.validations, self.saves = 0, 0
         self._last_read = (0, 0.0)
+        self._began = 0  # the step at which this process went on
         self.memory_before = 0.0  # MiB on the device before the first step: weights, photos, buffers
         self.viewer = None  # nerf.viewer.Viewer, where --gui asks for one
 
@@ -87,7 +88,6 @@ class Trainer:
         """
         display = Progress(self.options.iters if "iters" in self.options.given else None)
         scalars = Scalars(self.folder)
-        began = self.step.steps
         self._align_schedules()
         self._take_snapshot()
         if self.device.type == "cuda":
@@ -100,13 +100,11 @@ class Trainer:
                     self._after_step(display, scalars)
                     if self.viewer and self.step.steps % READ_INTERVAL == 0:
                         self.viewer.refresh(lambda: stop.signal is not None)
-                stopped = stop.signal
                 with self.clock.paused():
-                    if self.step.steps > began:
-                        self._close_training(display)
-                    if stopped is None:
-                        self._finish(display, scalars, trained=self.step.steps > began)
-            return stopped
+                    self._close_training(display)
+                    if stop.signal is None:
+                        self._finish(display, scalars)
+            return stop.signal
         finally:
             display.close()
             scalars.close()
@@ -163,7 +161,9 @@ class Trainer:
         return not self._restore_if_bad(display)
 
     def _close_training(self, display):
-        """What the last step of a run, or of a part of it, leaves: a checkpoint, and the poses if they were refined."""
+        """What the last step of a run, or of a part of it, leaves: a checkpoint, and the poses if they were refined. Nothing, where that is there already."""
+        if self.step.steps == self._began and (self.folder / "checkpoints" / checkpoint.step_name(self._began)).exists():
+            return
         self._is_sound(display)
         self.save()
         if self.step.poses:
@@ -210,12 +210,8 @@ class Trainer:
 
     def _validate(self, display, scalars, folder, **options):
         """Measures the mean weights on the held-out photos into a folder (options as of `evaluate`) and adds a line to the history."""
-        self.readout.push(self.step.steps, self.step.numbers)
-        numbers = StepNumbers(*self.readout.wait()[1])
         line = {
-            "step": self.step.steps, "training_time": round(self.clock.seconds, 3), "ms_per_step": round(1000 * self.seconds_per_step(), 4),
-            "peak_memory_mib": round(self.peak_memory(), 1), "memory_before_mib": round(self.memory_before, 1), "rays_per_step": numbers.rays,
-            "samples_per_step": numbers.samples, "hard_fraction": numbers.hard / max(numbers.samples, 1), "tau": numbers.tau,
+            "step": self.step.steps, "training_time": round(self.clock.seconds, 3), **self._told_of_steps(),
             "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads",
         }  # fmt: skip
         result = self.evaluate(folder, **options)
@@ -231,13 +227,25 @@ class Trainer:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
 
-    def _finish(self, display, scalars, trained):
+    def _told_of_steps(self):
+        """What the history tells of the steps since the last validation; nothing, where this process did none."""
+        if self.step.steps == self._began:
+            return {}
+        self.readout.push(self.step.steps, self.step.numbers)
+        numbers = StepNumbers(*self.readout.wait()[1])
+        return {
+            "ms_per_step": round(1000 * self.seconds_per_step(), 4), "peak_memory_mib": round(self.peak_memory(), 1),
+            "memory_before_mib": round(self.memory_before, 1), "rays_per_step": numbers.rays, "samples_per_step": numbers.samples,
+            "hard_fraction": numbers.hard / max(numbers.samples, 1), "tau": numbers.tau,
+        }  # fmt: skip
+
+    def _finish(self, display, scalars):
         """The last validation; what --test measures is in WORKSPACE/results, also where a scene has other photos to test on than to validate on.
 
-        trained: whether this process did any step; where a finished run is started again there is nothing to tell of its steps.
+        Where a finished run is started again its history ends here already, and stays as it is.
         """
         results = self.folder / "results"
-        if not trained:
+        if workspace.last_validation(self.folder) == self.step.steps:
             self.evaluate(results, self.scene.test, report=display.print)
         elif np.array_equal(self.scene.val, self.scene.test):
             self._validate(display, scalars, results, report=display.print)
@@ -294,6 +302,7 @@ class Trainer:
         self.load_state_dict(state)
         self.clock = TrainingClock(self.device, state["training_time"])
         self._last_read = (self.step.steps, self.clock.seconds)
+        self._began = self.step.steps
 
     def save(self):
         """Writes a checkpoint of this step and removes old ones."""

@@ -29,6 +29,13 @@ def go_on_from(folder, step):
             file.write("".join(line + "\n" for line in lines).encode())
 
 
+def last_validation(folder):
+    """The step at which the history of a workspace ends, or None."""
+    path = folder / HISTORY
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return json.loads(lines[-1])["step"] if lines else None
+
+
 def add_to_history(folder, line):
     """Appends a validation's numbers, a dictionary, to WORKSPACE/history.jsonl. Raises UserError where that cannot be written."""
     path = folder / HISTORY

@@ -139,7 +139,7 @@ def test_a_broken_newest_falls_back_with_a_note(workspace):
 def test_all_broken_is_not_a_silent_fresh_start(workspace):
     for path in checkpoint_folder(workspace).iterdir():
         truncate(path)
-    with pytest.raises(UserError, match="none of the checkpoints .* can be read; give --ckpt scratch"):
+    with pytest.raises(UserError, match="none of the checkpoints .* can be read, the newest because: .*step_.*pth cannot be read .*--ckpt scratch"):
         find_checkpoint(workspace, "latest", lambda _: None)
 
 

@@ -7,7 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from nerf.console import PLAIN_INTERVAL, Progress, Scalars, fields_text
+from nerf.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -132,3 +135,12 @@ sys.exit("tensorboardX" in sys.modules or "tqdm" in sys.modules)
 """
     assert subprocess.run([sys.executable, "-c", code], check=False, cwd=ROOT).returncode == 0
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["scalars.jsonl", "run"])
+def test_scalars_that_cannot_be_written_are_named(tmp_path, name):
+    (tmp_path / name).mkdir() if name == "scalars.jsonl" else (tmp_path / name).write_text("in the way")
+    scalars = Scalars(tmp_path)
+    with pytest.raises(UserError, match="Cannot write"):
+        scalars.add(1, {"loss": 0.5})
+    scalars.close()

@@ -152,6 +152,7 @@ def test_contradictions_name_both_flags(line, named):
         "--eval_cnt 0 --val_checkpoint 60",
         "--hsm --hsm_budget fixed --hsm_fraction 0.2",
         "-O2 --no-mark_untrained --no-adaptive_num_rays",
+        "-O2 --test --density_thresh 5",
         "--cuda_ray --background random --grid_size 64",
         "--hsm --hsm_draw top --hsm_alpha 0",
         "--hsm --hsm_budget fixed --hsm_fraction 0.8 --hsm_cap 1",

@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 import torch
 
+import main
 from conftest import advance
 from nerf import checkpoint, workspace
 from nerf.errors import UserError
 from nerf.scene_identity import check_scene, scene_state
 from nerf.training import hours
+
+SMALL = ["-O", "--device", "cpu", "--num_points", "1024", "--grid_size", "16", "--log2_table_size", "11", "--max_steps", "64", "--bound", "2"]
 
 
 def history(folder):
@@ -41,11 +44,20 @@ def test_a_checkpoint_belongs_to_its_scene():
     check_scene(saved, a_scene(("b.png", "c.png"), shift=1.0), "x.pth", by_photo=False)  # one photo fewer, the others where they were
     for scene, said in [
         (a_scene(("d.png", "e.png")), "it knows a.png and others, none of which is in data/a"),
-        (a_scene(shift=0.01), "cameras stand elsewhere: that of .*png is off by 0.01; check the scene's folder and --data_format"),
+        (a_scene(shift=0.01), "cameras stand elsewhere: that of .*png is off by 0.01; check the scene's folder.* and --data_format"),
         (a_scene(train=(0, 2)), "each of its 2 training photos, and those are not the 2 here; give --train_split"),
     ]:
         with pytest.raises(UserError, match=said):
             check_scene(saved, scene, "x.pth", by_photo=True)
+
+
+def test_a_scene_may_move(tmp_path):
+    for folder in ("here", "there"):
+        (tmp_path / folder).mkdir()
+    scenes = [a_scene([f"{tmp_path}/{folder}/images/{i}.png" for i in range(3)]) for folder in ("here", "there")]
+    for scene, folder in zip(scenes, ("here", "there"), strict=True):
+        scene.root = tmp_path / folder
+    check_scene(scene_state(scenes[0]), scenes[1], "x.pth", by_photo=True)
 
 
 def test_a_checkpoint_of_a_scene_that_was_turned_is_refused(make_trainer):
@@ -70,21 +82,43 @@ def test_what_belongs_to_photos_needs_the_same_ones(make_trainer, flags):
         resumed(make_trainer, *flags)
 
 
-def test_a_finished_run_that_is_started_again_measures_and_changes_nothing_else(make_trainer):
-    make_trainer("--iters", "20", "--hsm").train()
-    first = history(make_trainer().folder)
-    again = resumed(make_trainer, "--iters", "20", "--hsm")
-    saved = {path: path.stat().st_mtime_ns for path in (again.folder / "checkpoints").iterdir()}
-    metrics = again.folder / "results" / "metrics.json"
+def test_a_finished_run_that_is_started_again_measures_and_changes_nothing_else(monkeypatch, demo_scene, tmp_path):
+    def started(*flags):
+        argv = [str(demo_scene), *SMALL, "--workspace", str(tmp_path), "--iters", "20", "--hsm", *flags]
+        monkeypatch.setattr("sys.argv", ["main.py", *argv])
+        assert main.main() == 0
+
+    started()
+    kept = [tmp_path / "history.jsonl", tmp_path / "options.json", *(tmp_path / "checkpoints").iterdir()]
+    before = [path.read_bytes() for path in kept]
+    metrics = tmp_path / "results" / "metrics.json"
     psnr = json.loads(metrics.read_text())["psnr"]
     metrics.unlink()
-    assert again.train() is None
-    assert history(again.folder) == first and len(first) == 1
-    assert {path: path.stat().st_mtime_ns for path in (again.folder / "checkpoints").iterdir()} == saved
+    started("--lr", "0.1")
+    assert [path.read_bytes() for path in kept] == before and len(history(tmp_path)) == 1
     assert json.loads(metrics.read_text())["psnr"] == psnr
 
 
-def test_a_signal_during_the_last_validation_comes_too_late_to_stop_anything(make_trainer):
+def test_a_run_whose_last_validation_was_cut_short_makes_up_for_it(make_trainer, tmp_path):
+    make_trainer("--iters", "20").train()
+    (tmp_path / "run" / "history.jsonl").unlink()
+    (tmp_path / "run" / "checkpoints" / "best.pth").unlink()
+    assert resumed(make_trainer, "--iters", "20").train() is None
+    (line,) = history(tmp_path / "run")
+    assert line["step"] == 20 and line["psnr"] is not None and "ms_per_step" not in line
+    assert (tmp_path / "run" / "checkpoints" / "best.pth").exists()
+
+
+def test_a_finished_run_goes_on_in_another_workspace(make_trainer, tmp_path):
+    make_trainer("--iters", "20").train()
+    elsewhere = make_trainer("--iters", "20", folder=tmp_path / "elsewhere")
+    elsewhere.resume(tmp_path / "run" / "checkpoints" / "step_00000020.pth")
+    assert elsewhere.train() is None
+    assert {path.name for path in (tmp_path / "elsewhere" / "checkpoints").iterdir()} >= {"step_00000020.pth"} and len(history(tmp_path / "elsewhere")) == 1
+
+
+def test_a_signal_during_the_last_validation_is_told_on(make_trainer):
+    """Whatever started this process must see that it was asked to stop, though all is done."""
     trainer = make_trainer("--iters", "16")
     plain = trainer.evaluate
 
@@ -93,7 +127,7 @@ def test_a_signal_during_the_last_validation_comes_too_late_to_stop_anything(mak
         return plain(*arguments, **options)
 
     trainer.evaluate = interrupted
-    assert trainer.train() is None and len(history(trainer.folder)) == 1
+    assert trainer.train() == signal.SIGINT and len(history(trainer.folder)) == 1
 
 
 def test_the_learning_rates_are_those_of_the_command_line(make_trainer):
