@@ -310,10 +310,14 @@ def test_serve_shows_frames_until_interrupted(page, capsys):
         wait_until(lambda: trainer.sizes and trainer.sizes[-1] == (320, 240))
         os.kill(os.getpid(), signal.SIGINT)
 
-    helper = threading.Thread(target=interrupt)
-    helper.start()
-    viewer.serve()
-    helper.join()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start with this signal ignored
+    try:
+        helper = threading.Thread(target=interrupt)
+        helper.start()
+        viewer.serve()
+        helper.join()
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert not trainer.inside
     assert not viewer._training_controls.visible
     assert "Ctrl-C ends it" in capsys.readouterr().out
