@@ -73,18 +73,16 @@ def load_compiled(name, folder):
     """Loads the library from the cache, compiled when need be. One that another system left there, and that does not load here, is compiled anew.
 
     Raises:
-        BuildError: as of `compile_library`, or what was compiled just now does not load.
+        BuildError: as of `compile_library`, or what was compiled does not load.
     """
-    library = compile_library(name, folder)
-    try:
-        torch.ops.load_library(str(library))
-    except OSError:
-        library.unlink(missing_ok=True)
+    for _ in range(2):
         library = compile_library(name, folder)
         try:
-            torch.ops.load_library(str(library))
+            return torch.ops.load_library(str(library))
         except OSError as error:
-            raise BuildError(f"{library} was compiled and does not load ({error.__cause__ or error}): python scripts/doctor.py looks for the reason.") from error
+            reason = error.__cause__ or error
+            library.unlink(missing_ok=True)
+    raise BuildError(f"{library} was compiled and does not load ({reason}): python scripts/doctor.py looks for the reason.")
 
 
 def load_prebuilt(folder):

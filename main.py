@@ -83,15 +83,13 @@ def choose_device(wanted):
 
 def start(trainer, options, folder):
     """Starts anew or resumes, as --ckpt says, and says which."""
-    if options.ckpt == "scratch":
-        aside = workspace.set_aside(folder)
-        print(f"Starting from scratch; what an earlier run left is now in {aside}." if aside else "Starting from scratch.")
-        return
     path = checkpoint.find_checkpoint(folder, options.ckpt)
     if path is None:
         if options.test:
             raise UserError(f"--test: no checkpoint in {folder}; train first, or name one with --ckpt PATH.")
-        print(f"No checkpoint in {folder}: starting from scratch.")
+        aside = workspace.set_aside(folder)  # without a checkpoint, too: a run that was killed early leaves pictures and a history
+        why = "--ckpt scratch" if options.ckpt == "scratch" else f"No checkpoint in {folder}"
+        print(f"{why}: starting from scratch{f'; what an earlier run left is now in {aside}' if aside else ''}.")
         return
     trainer.resume(path)
     if not options.test:

@@ -164,6 +164,13 @@ def test_half_a_line_at_the_end_of_the_history_is_dropped(make_trainer):
     assert [line["step"] for line in history(trainer.folder)] == [16, 24]
 
 
+def test_what_a_run_left_that_was_killed_before_its_first_checkpoint_is_set_aside(monkeypatch, demo_scene, tmp_path):
+    (tmp_path / "history.jsonl").write_text('{"step": 4, "psn')
+    monkeypatch.setattr("sys.argv", ["main.py", str(demo_scene), *SMALL, "--workspace", str(tmp_path), "--iters", "4"])
+    assert main.main() == 0
+    assert [line["step"] for line in history(tmp_path)] == [4] and (tmp_path / "previous_1" / "history.jsonl").exists()
+
+
 def test_a_history_that_cannot_be_written_is_named(make_trainer):
     trainer = make_trainer("--iters", "2")
     (trainer.folder / "history.jsonl").mkdir()
