@@ -53,7 +53,7 @@ inline void check_grid(const at::Tensor& like, const at::Tensor& table, const at
     TORCH_CHECK_TYPE(real, "table must be float32 or float16, not ", table.scalar_type());
     check("table", table, like, table.scalar_type(), {-1, features});
     TORCH_CHECK_VALUE(table.is_contiguous(), "table must be contiguous");
-    check_start("table", table, 2);
+    check_start("table", table, features);
     check("resolutions", resolutions, like, at::kInt, {-1});
     const int64_t levels = resolutions.size(0);
     TORCH_CHECK_VALUE(levels >= 1 && levels <= most_levels, "resolutions must have 1 to ", most_levels, " levels, not ", levels);

@@ -20,12 +20,24 @@ struct Matrix {
 template <int OUT, int IN>
 constexpr int stored_size = OUT * (IN + PAD);  // halves
 
-// By all threads of the block; returns where the next one goes.
+// By all threads of the block, each of which asks for AT_ONCE numbers before it waits for the first; returns where the next matrix goes.
 template <int OUT, int IN>
 __device__ __half* load_matrix(const Matrix& matrix, __half* to) {
-    for (int i = threadIdx.x; i < OUT * IN; i += THREADS) {
-        const int output = i / IN, input = i % IN, index = matrix.index(output, input);
-        to[output * (IN + PAD) + input] = index >= 0 ? __float2half_rn(matrix.values[index]) : __half{};
+    constexpr int AT_ONCE = OUT * IN / THREADS < 8 ? OUT * IN / THREADS : 8;
+    static_assert(OUT * IN % (AT_ONCE * THREADS) == 0);
+#pragma unroll 1
+    for (int start = threadIdx.x; start < OUT * IN; start += AT_ONCE * THREADS) {
+        float values[AT_ONCE];
+#pragma unroll
+        for (int n = 0; n < AT_ONCE; ++n) {
+            const int i = start + n * THREADS, index = matrix.index(i / IN, i % IN);
+            values[n] = index >= 0 ? matrix.values[index] : 0.0f;
+        }
+#pragma unroll
+        for (int n = 0; n < AT_ONCE; ++n) {
+            const int i = start + n * THREADS;
+            to[i / IN * (IN + PAD) + i % IN] = __float2half_rn(values[n]);
+        }
     }
     return to + stored_size<OUT, IN>;
 }

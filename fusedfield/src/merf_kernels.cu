@@ -1,7 +1,8 @@
 // The MeRF field without its shader (Reiser et al. 2023): features of a grid and three planes, summed -> 64 -> 8 limited outputs; forward and backward.
 //
-// Gathered, a sample reads 12 bytes and 160 pairs of halves (a grid's eight corners and three planes' four, eight levels, two pairs an entry), each two
-// of one sector, and writes 16: the gather binds. From memory it reads 4 x 64 bytes; backward as many, and 32, and writes 64. Networks: 5 kFLOP a sample.
+// Gathered, a sample reads 12 bytes and 160 entries of four halves (a grid's eight corners and three planes' four, eight levels), and writes 16: the
+// arithmetic of indices and weights binds, some 5,000 instructions of a warp for 32 samples. From memory it reads 4 x 64 bytes; backward as many, and 32,
+// and writes 64. Networks: 5 kFLOP a sample.
 #include "exchange.cuh"
 #include "launch.cuh"
 #include "matrices.cuh"
@@ -39,15 +40,13 @@ struct Network {
     }
 };
 
-// Tiles of rows that a warp holds, and blocks that a multiprocessor shall hold at once, as for the Instant-NGP field.
+constexpr int M = 2;  // tiles of rows that a warp holds on its way forward
+
+// Blocks that a multiprocessor shall hold at once: more of those that gather, whose warps wait for the grids' entries side by side.
 template <class Source>
-struct Shape {
-    static constexpr int tiles = 2, blocks = 2;
-};
+constexpr int BLOCKS = 2;
 template <typename Value>
-struct Shape<GatheredSum<Value>> {
-    static constexpr int tiles = 1, blocks = 3;
-};
+constexpr int BLOCKS<GatheredSum<Value>> = 3;
 
 template <class Source>
 struct Block {
@@ -56,9 +55,8 @@ struct Block {
 };
 
 template <class Source, bool DENSITY>
-__global__ void __launch_bounds__(THREADS, Shape<Source>::blocks)
+__global__ void __launch_bounds__(THREADS, BLOCKS<Source>)
     forward_kernel(const __grid_constant__ Source source, MerfMatrices matrices, Batch batch, __half* __restrict__ results) {
-    constexpr int M = Shape<Source>::tiles;
     extern __shared__ __align__(16) unsigned char memory[];
     auto& block = *reinterpret_cast<Block<Source>*>(memory);
     source.prepare(block.source);
@@ -146,7 +144,7 @@ __global__ void __launch_bounds__(THREADS) backward_kernel(StoredSum source, Mer
 
 template <bool DENSITY, class Source>
 cudaError_t start(const Source& source, const MerfWeights& weights, Batch batch, __half* results, cudaStream_t stream) {
-    return launch(forward_kernel<Source, DENSITY>, sizeof(Block<Source>), batch.rows, WARPS * Shape<Source>::tiles * TILE, stream, source, MerfMatrices(weights), batch,
+    return launch(forward_kernel<Source, DENSITY>, sizeof(Block<Source>), batch.rows, WARPS * M * TILE, stream, source, MerfMatrices(weights), batch,
                   results);
 }
 

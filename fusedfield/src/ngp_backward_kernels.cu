@@ -1,8 +1,9 @@
 // The Instant-NGP field's gradients. A block takes 128 samples, 16 a warp: it runs the networks anew, keeps all activations in registers and goes
 // back through them (exchange.cuh).
 //
-// Reads 64 + 12 + 16 bytes a sample, writes 64: with 58 kFLOP and three passes over the matrices, about 15 us for 2^16 samples on an H100, where the
-// matrices' reads and the barriers between layers bind, not memory.
+// Reads 64 + 12 + 16 bytes a sample, writes 64; 58 kFLOP and, above all, 5.8 KB of matrices, activations and gradients through shared memory: 13 us for 2^16
+// samples on an H100, and the barriers between layers. Two blocks a multiprocessor, so that one works while the other waits: that leaves 128 registers a
+// thread, and one tile of sums moves out of them once a turn.
 #include "encode.cuh"
 #include "exchange.cuh"
 #include "launch.cuh"
@@ -10,6 +11,9 @@
 
 namespace fusedfield {
 namespace {
+
+// Of rows that a block takes at least, if they are that few: each loads the matrices and adds to their gradients once, which takes about as long as three turns.
+constexpr int LEAST_TURNS = 4;
 
 struct Block {
     alignas(16) __half matrices[Geometry::size + Colour::size];
@@ -55,7 +59,7 @@ __device__ __forceinline__ void read_upstream(const float* gradient, float scale
     }
 }
 
-__global__ void __launch_bounds__(THREADS) backward_kernel(Stored<ENCODED> source, const float* __restrict__ directions, NGPMatrices matrices, Batch batch,
+__global__ void __launch_bounds__(THREADS, 2) backward_kernel(Stored<ENCODED> source, const float* __restrict__ directions, NGPMatrices matrices, Batch batch,
                                                            Upstream upstream, __half* __restrict__ of_encoding, __half* __restrict__ of_view,
                                                            float* __restrict__ of_weights) {
     extern __shared__ __align__(16) unsigned char memory[];
@@ -142,7 +146,7 @@ __global__ void __launch_bounds__(THREADS) backward_kernel(Stored<ENCODED> sourc
 
 cudaError_t launch_ngp_backward(Encoding given, const float* directions, NGPWeights weights, Batch batch, Upstream upstream, __half* of_encoding,
                                 __half* of_view, float* of_weights, cudaStream_t stream) {
-    return launch(backward_kernel, sizeof(Block), batch.rows, ROWS, stream, Stored<ENCODED>{given}, directions, NGPMatrices(weights), batch, upstream,
+    return launch(backward_kernel, sizeof(Block), batch.rows, LEAST_TURNS * ROWS, stream, Stored<ENCODED>{given}, directions, NGPMatrices(weights), batch, upstream,
                   of_encoding, of_view, of_weights);
 }
 

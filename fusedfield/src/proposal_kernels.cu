@@ -1,7 +1,8 @@
 // The proposal network (features -> 16 -> log density), forward and backward; warps on their own, 32 and 16 samples at a time.
 //
-// Forward reads 12 bytes a sample and its grid entries (half a megabyte a level, most of it from L1 and L2), or its features, and writes 2; backward
-// reads features and 4 bytes and writes as many features: 0.35 KFLOP a sample, so memory binds.
+// Forward reads 12 bytes a sample and its grid entries (half a megabyte a level, nearly all from L1), or its features, and writes 2; backward reads
+// features and 4 bytes and writes as many features. Networks: 0.35 kFLOP a sample. So memory binds, but where it gathers: there the arithmetic of
+// indices and weights does, some 1,000 instructions of a warp for 32 samples.
 #include "encode.cuh"
 #include "launch.cuh"
 #include "matrices.cuh"
@@ -137,7 +138,7 @@ cudaError_t launch_proposal(Encoding given, ProposalWeights weights, Batch batch
 
 template <typename Value>
 cudaError_t launch_proposal(Positions<Value> given, ProposalWeights weights, Batch batch, __half* logit, cudaStream_t stream) {
-    return start(Gathered<WIDTH, Value>{given}, weights, batch, logit, stream);
+    return start(GatheredByRow<WIDTH, Value>{given}, weights, batch, logit, stream);
 }
 
 template cudaError_t launch_proposal(Positions<__half>, ProposalWeights, Batch, __half*, cudaStream_t);

@@ -141,6 +141,19 @@ __device__ __forceinline__ void store_rows(const Rows<COLUMNS>& rows, __half* to
             *reinterpret_cast<__half2*>(to + (lane_row() + k % 2 * 8) * stride + t * TILE + k / 2 * 8 + lane_column()) = rows.at[t][k];
 }
 
+// Reads them back, from where rows start at multiples of 16 bytes.
+template <int COLUMNS>
+__device__ __forceinline__ void load_rows(const __half* from, int stride, Rows<COLUMNS>& rows) {
+    from += block_offset<true>(stride);
+#pragma unroll
+    for (int t = 0; t < COLUMNS / TILE; ++t) {
+        uint32_t blocks[4];  // columns 0 to 7: rows 0 to 7, 8 to 15; columns 8 to 15: likewise
+        load_blocks<false>(from + t * TILE, blocks);
+#pragma unroll
+        for (int k = 0; k < 4; ++k) rows.at[t][k] = *reinterpret_cast<const __half2*>(&blocks[k]);
+    }
+}
+
 // A 16 x 16 tile of a matrix's gradient, spread over the lanes of a warp: at[n][0 ... 3] holds columns 8 n + 2 q and the next of row g, then of g + 8.
 struct Tile {
     float at[2][4] = {};
