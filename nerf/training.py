@@ -54,6 +54,7 @@ class Trainer:
         self.best_psnr, self.restores, self.snapshot = -math.inf, 0, None
         self.validations, self.saves = 0, 0
         self._last_read = (0, 0.0)
+        self._pace = 0.0  # seconds a step before that
         self._began = 0  # the step at which this process went on
         self.memory_before = 0.0  # MiB on the device before the first step: weights, photos, buffers
         self.viewer = None  # nerf.viewer.Viewer, where --gui asks for one
@@ -143,7 +144,7 @@ class Trainer:
                 self._keep(display, scalars)
 
     def _show(self, steps, numbers, display, scalars):
-        shown = self._shown(numbers)
+        shown = self._shown(steps, numbers)
         display.update(steps, shown)
         if self.viewer:
             self.viewer.update(steps, shown)
@@ -179,24 +180,26 @@ class Trainer:
         if self.progress() < 1 and self._validation_due():
             self._validate(display, scalars, self._validation_folder(), pictures=1)
 
-    def _shown(self, numbers):
-        """What the progress line tells: name -> short text."""
-        left = min(self.options.max_training_time * 60 - self.clock.seconds, (self.options.iters - self.step.steps) * self.seconds_per_step())
+    def _shown(self, steps, numbers):
+        """What the progress line tells when `steps` are known to be done: name -> short text."""
+        pace = self.seconds_per_step(steps)
+        left = min(self.options.max_training_time * 60 - self.clock.seconds, (self.options.iters - steps) * pace)
         return {
             "loss": f"{numbers.loss:.5f}",
             "PSNR": f"{-10 * math.log10(max(numbers.squared_error, 1e-10)):.2f}",
             "rays": f"{numbers.rays:.0f}",
             "samples": f"{numbers.samples:.0f}",
             "b/B": f"{numbers.hard / max(numbers.samples, 1):.2f}",
-            "ms/step": f"{1000 * self.seconds_per_step():.2f}",
+            "ms/step": f"{1000 * pace:.2f}",
             "memory": f"{self.peak_memory():.0f} MiB",
             "left": hours(left),
         }
 
-    def seconds_per_step(self):
-        """Mean seconds of a step since the last validation."""
-        steps, seconds = self._last_read
-        return (self.clock.seconds - seconds) / max(self.step.steps - steps, 1)
+    def seconds_per_step(self, steps=None):
+        """Mean seconds of a step since the last validation, by the `steps` that are known to be done (None: all are); where there are none, of those before it."""
+        before, seconds = self._last_read
+        done = (self.step.steps if steps is None else steps) - before
+        return (self.clock.seconds - seconds) / done if done > 0 else self._pace
 
     def peak_memory(self):
         """MiB: the most that training allocated on the device since the last validation; of the process on a CPU."""
@@ -223,6 +226,7 @@ class Trainer:
         if line["psnr"] is not None and result["non_finite"] == 0 and line["psnr"] > self.best_psnr:
             self.best_psnr = line["psnr"]
             checkpoint.save_checkpoint(self.folder / "checkpoints", "best.pth", self.state_dict())
+        self._pace = self.seconds_per_step()
         self._last_read = (self.step.steps, self.clock.seconds)
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)

@@ -56,6 +56,7 @@ def test_the_loop_validates_saves_and_writes_its_history(make_trainer, capsys):
     results = json.loads((trainer.folder / "results" / "metrics.json").read_text())
     assert results["psnr"] == lines[1]["psnr"] and (results["step"], results["downscale"]) == (64, 1)
     assert "held-out PSNR" in capsys.readouterr().out
+    assert 1000 * trainer.seconds_per_step() == pytest.approx(lines[1]["ms_per_step"], rel=1e-3)  # no step since: those before the validation
 
 
 @pytest.mark.parametrize("device", DEVICES)
