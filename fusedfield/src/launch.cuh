@@ -4,19 +4,16 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
-#include <cstdint>
 
-#include "fusedfield_cuda.h"
-#include "tile.cuh"
+#include "batch.cuh"
 
 namespace fusedfield {
 
-__device__ __forceinline__ int used_rows(Batch batch) { return batch.count ? max(0, min(*batch.count, batch.rows)) : batch.rows; }
-
-// How many of the M tiles of rows from `first` on lie before `end`.
-template <int M>
-__device__ __forceinline__ int tile_rows(int first, int end) {
-    return max(0, min(end - first, M * TILE));
+// A block's shared memory, all of it.
+template <class Block>
+__device__ __forceinline__ Block& shared_block() {
+    extern __shared__ __align__(16) unsigned char memory[];
+    return *reinterpret_cast<Block*>(memory);
 }
 
 // Launches `kernel` with `shared` bytes, one block for each `rows_a_block` of the rows but no more than run at once.

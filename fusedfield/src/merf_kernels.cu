@@ -57,8 +57,7 @@ struct Block {
 template <class Source, bool DENSITY>
 __global__ void __launch_bounds__(THREADS, BLOCKS<Source>)
     forward_kernel(const __grid_constant__ Source source, MerfMatrices matrices, Batch batch, __half* __restrict__ results) {
-    extern __shared__ __align__(16) unsigned char memory[];
-    auto& block = *reinterpret_cast<Block<Source>*>(memory);
+    auto& block = shared_block<Block<Source>>();
     source.prepare(block.source);
     const Network network(matrices, block.matrices);
     __syncthreads();
@@ -108,8 +107,7 @@ __device__ __forceinline__ void read_upstream(const float* gradient, float scale
 
 __global__ void __launch_bounds__(THREADS) backward_kernel(StoredSum source, MerfMatrices matrices, Batch batch, Upstream upstream, __half* __restrict__ of_encoding,
                                                            float* __restrict__ of_weights) {
-    extern __shared__ __align__(16) unsigned char memory[];
-    auto& block = *reinterpret_cast<BackwardBlock*>(memory);
+    auto& block = shared_block<BackwardBlock>();
     const Network network(matrices, block.matrices);
     __syncthreads();
     const int used = used_rows(batch), w = warp();

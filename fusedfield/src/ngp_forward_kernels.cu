@@ -30,8 +30,7 @@ template <class Source, bool DENSITY>
 __global__ void __launch_bounds__(THREADS, Shape<Source>::blocks)
     forward_kernel(Source source, const float* __restrict__ directions, NGPMatrices matrices, Batch batch, __half* __restrict__ results) {
     constexpr int M = Shape<Source>::tiles;
-    extern __shared__ __align__(16) unsigned char memory[];
-    auto& block = *reinterpret_cast<Block<Source>*>(memory);
+    auto& block = shared_block<Block<Source>>();
     source.prepare(block.source);
     const Geometry geometry(matrices.geometry, block.matrices);
     const Colour colour = DENSITY ? Colour{} : Colour(matrices.colour, block.matrices + Geometry::size);

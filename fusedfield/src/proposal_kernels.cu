@@ -39,8 +39,7 @@ struct ForwardBlock {
 
 template <class Source>
 __global__ void __launch_bounds__(THREADS) forward_kernel(Source source, ProposalMatrices matrices, Batch batch, __half* __restrict__ logit) {
-    extern __shared__ __align__(16) unsigned char memory[];
-    auto& block = *reinterpret_cast<ForwardBlock<Source>*>(memory);
+    auto& block = shared_block<ForwardBlock<Source>>();
     source.prepare(block.source);
     const Proposal network(matrices, block.matrices);
     __syncthreads();
@@ -72,8 +71,7 @@ struct BackwardBlock {
 
 __global__ void __launch_bounds__(THREADS) backward_kernel(Stored<WIDTH> source, ProposalMatrices matrices, Batch batch, Upstream upstream,
                                                            __half* __restrict__ of_encoding, float* __restrict__ of_weights) {
-    extern __shared__ __align__(16) unsigned char memory[];
-    auto& block = *reinterpret_cast<BackwardBlock*>(memory);
+    auto& block = shared_block<BackwardBlock>();
     const Proposal network(matrices, block.matrices);
     for (int i = threadIdx.x; i < 2 * WIDTH * WIDTH; i += THREADS) block.sums[i / (WIDTH * WIDTH)][i % (WIDTH * WIDTH)] = 0;
     __syncthreads();

@@ -60,8 +60,7 @@ __device__ __forceinline__ void write(const float (&sums)[SUMS], int ray, const 
 template <class Source>
 __global__ void __launch_bounds__(THREADS, 3)
     render_kernel(Source source, NGPMatrices matrices, const __grid_constant__ raymarching::March march, const __grid_constant__ Picture picture, int* next) {
-    extern __shared__ __align__(16) unsigned char memory[];
-    auto& block = *reinterpret_cast<Block<Source>*>(memory);
+    auto& block = shared_block<Block<Source>>();
     source.prepare(block.source);
     const Geometry geometry(matrices.geometry, block.matrices);
     const Colour colour(matrices.colour, block.matrices + Geometry::size);

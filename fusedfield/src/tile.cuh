@@ -1,14 +1,10 @@
-// Small matrix products of a warp on tensor cores: rows of samples in registers, matrices in shared memory (mma.sync m16n8k16 and ldmatrix:
-// sm_80 and later, nothing of Hopper's own).
+// Small matrix products of a warp on tensor cores: rows of samples in registers, matrices in shared memory.
 //
 // A lane is called (g, q), g = lane / 4 and q = lane % 4. Of a matrix [outputs, inputs], as torch.nn.Linear keeps it, a row in shared
 // memory is `inputs + PAD` halves long, so that the eight rows that an ldmatrix reads lie in different banks.
 #pragma once
 
-#include <cuda_fp16.h>
-#include <cuda_runtime.h>
-
-#include <cstdint>
+#include "instructions.cuh"
 
 namespace fusedfield {
 
@@ -28,38 +24,7 @@ struct Rows {
     __half2 at[COLUMNS / TILE][4];
 };
 
-// The four 8 x 8 blocks whose rows start at `address`, that of lane l being row l % 8 of block l / 8.
-template <bool TRANSPOSED>
-__device__ __forceinline__ void load_blocks(const __half* address, uint32_t (&blocks)[4]) {
-#if __CUDA_ARCH__ >= 800
-    const uint32_t shared = static_cast<uint32_t>(__cvta_generic_to_shared(address));
-    if (TRANSPOSED)
-        asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                     : "=r"(blocks[0]), "=r"(blocks[1]), "=r"(blocks[2]), "=r"(blocks[3])
-                     : "r"(shared)
-                     : "memory");
-    else
-        asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                     : "=r"(blocks[0]), "=r"(blocks[1]), "=r"(blocks[2]), "=r"(blocks[3])
-                     : "r"(shared)
-                     : "memory");
-#else
-    __trap();  // ops.available() keeps older GPUs away; their code has to compile, no more
-#endif
-}
-
 __device__ __forceinline__ uint32_t bits(__half2 pair) { return *reinterpret_cast<uint32_t*>(&pair); }
-
-// sums[16 x 8] += rows[16 x 16] block[16 x 8], in float.
-__device__ __forceinline__ void multiply_add(float (&sums)[4], const uint32_t (&rows)[4], uint32_t low, uint32_t high) {
-#if __CUDA_ARCH__ >= 800
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-                 : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
-                 : "r"(rows[0]), "r"(rows[1]), "r"(rows[2]), "r"(rows[3]), "r"(low), "r"(high));
-#else
-    __trap();
-#endif
-}
 
 __device__ __forceinline__ void multiply_add(float (&sums)[4], const __half2 (&rows)[4], uint32_t low, uint32_t high) {
     const uint32_t words[4] = {bits(rows[0]), bits(rows[1]), bits(rows[2]), bits(rows[3])};

@@ -1,0 +1,42 @@
+// Launches that run on this machine; takes the place of fusedfield/src/launch.cuh.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <memory>
+#include <thread>
+#include <vector>
+
+#include "batch.cuh"
+
+namespace fusedfield {
+
+constexpr int RESIDENT = 3;  // blocks that "the GPU holds at once": few, so that each comes round again
+
+template <class Block>
+inline Block& shared_block() {
+    return *reinterpret_cast<Block*>(emulator::memory);
+}
+
+template <class... Parameters, class... Arguments>
+cudaError_t launch(void (*kernel)(Parameters...), size_t shared, int rows, int rows_a_block, cudaStream_t, const Arguments&... arguments) {
+    if (rows <= 0) return cudaSuccess;
+    emulator::blocks.x = min((rows - 1) / rows_a_block + 1, RESIDENT);
+    for (int block = 0; block < emulator::blocks.x; ++block) {
+        const std::unique_ptr<unsigned char, void (*)(void*)> memory(static_cast<unsigned char*>(std::aligned_alloc(128, (shared + 127) / 128 * 128)), std::free);
+        std::memset(memory.get(), 0xff, shared);  // NaN: what is read before it was written shows
+        emulator::memory = memory.get();
+        std::barrier<> all_threads(THREADS);
+        emulator::all_threads = &all_threads;
+        std::vector<emulator::Warp> warps(WARPS);
+        std::vector<std::jthread> threads;
+        for (int thread = 0; thread < THREADS; ++thread)
+            threads.emplace_back([&, thread] {
+                emulator::thread.x = thread, emulator::block.x = block, emulator::warp = &warps[thread / WARP];
+                kernel(arguments...);
+            });
+    }
+    return cudaSuccess;
+}
+
+}  // namespace fusedfield
