@@ -183,14 +183,14 @@ class Trainer:
     def _shown(self, steps, numbers):
         """What the progress line tells when `steps` are known to be done: name -> short text."""
         pace = self.seconds_per_step(steps)
-        left = min(self.options.max_training_time * 60 - self.clock.seconds, (self.options.iters - steps) * pace)
+        left = min(self.options.max_training_time * 60 - self.clock.seconds, (self.options.iters - steps) * pace if pace else math.inf)
         return {
             "loss": f"{numbers.loss:.5f}",
             "PSNR": f"{-10 * math.log10(max(numbers.squared_error, 1e-10)):.2f}",
             "rays": f"{numbers.rays:.0f}",
             "samples": f"{numbers.samples:.0f}",
             "b/B": f"{numbers.hard / max(numbers.samples, 1):.2f}",
-            "ms/step": f"{1000 * pace:.2f}",
+            "ms/step": f"{1000 * pace:.2f}" if pace else "?",
             "memory": f"{self.peak_memory():.0f} MiB",
             "left": hours(left),
         }

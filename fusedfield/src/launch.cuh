@@ -3,8 +3,6 @@
 
 #include <cuda_runtime.h>
 
-#include <algorithm>
-
 #include "batch.cuh"
 
 namespace fusedfield {
@@ -16,10 +14,10 @@ __device__ __forceinline__ Block& shared_block() {
     return *reinterpret_cast<Block*>(memory);
 }
 
-// Launches `kernel` with `shared` bytes, one block for each `rows_a_block` of the rows but no more than run at once.
+// Launches `kernel` with `shared` bytes, one block a turn of the work but no more than run at once.
 template <class... Parameters, class... Arguments>
-cudaError_t launch(void (*kernel)(Parameters...), size_t shared, int rows, int rows_a_block, cudaStream_t stream, const Arguments&... arguments) {
-    if (rows <= 0) return cudaSuccess;
+cudaError_t launch(void (*kernel)(Parameters...), size_t shared, Work work, cudaStream_t stream, const Arguments&... arguments) {
+    if (work.rows <= 0) return cudaSuccess;
     int device, processors, resident;
     cudaError_t error = cudaGetDevice(&device);
     if (!error) error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
@@ -27,8 +25,7 @@ cudaError_t launch(void (*kernel)(Parameters...), size_t shared, int rows, int r
     if (!error) error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, THREADS, shared);
     if (error) return error;
     if (resident == 0) return cudaErrorLaunchOutOfResources;
-    const int blocks = std::min((rows - 1) / rows_a_block + 1, processors * resident);
-    kernel<<<blocks, THREADS, shared, stream>>>(arguments...);
+    kernel<<<blocks_for(work, processors, resident), THREADS, shared, stream>>>(arguments...);
     return cudaGetLastError();
 }
 

@@ -142,7 +142,7 @@ __global__ void __launch_bounds__(THREADS) backward_kernel(StoredSum source, Mer
 
 template <bool DENSITY, class Source>
 cudaError_t start(const Source& source, const MerfWeights& weights, Batch batch, __half* results, cudaStream_t stream) {
-    return launch(forward_kernel<Source, DENSITY>, sizeof(Block<Source>), batch.rows, WARPS * M * TILE, stream, source, MerfMatrices(weights), batch,
+    return launch(forward_kernel<Source, DENSITY>, sizeof(Block<Source>), Work{batch.rows, WARPS * M * TILE}, stream, source, MerfMatrices(weights), batch,
                   results);
 }
 
@@ -170,7 +170,7 @@ GATHERED(float)
 
 cudaError_t launch_merf_backward(MerfEncodings given, MerfWeights weights, Batch batch, Upstream upstream, __half* of_encoding, float* of_weights,
                                  cudaStream_t stream) {
-    return launch(backward_kernel, sizeof(BackwardBlock), batch.rows, ROWS, stream, StoredSum{given}, MerfMatrices(weights), batch, upstream, of_encoding, of_weights);
+    return launch(backward_kernel, sizeof(BackwardBlock), Work{batch.rows, ROWS}, stream, StoredSum{given}, MerfMatrices(weights), batch, upstream, of_encoding, of_weights);
 }
 
 }  // namespace fusedfield

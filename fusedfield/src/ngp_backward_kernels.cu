@@ -2,8 +2,8 @@
 // back through them (exchange.cuh).
 //
 // Reads 64 + 12 + 16 bytes a sample, writes 64; 58 kFLOP and, above all, 5.8 KB of matrices, activations and gradients through shared memory: 13 us for 2^16
-// samples on an H100, and the barriers between layers. Two blocks a multiprocessor, so that one works while the other waits: that leaves 128 registers a
-// thread, and one tile of sums moves out of them once a turn.
+// samples on an H100, and the barriers between layers. Two blocks on a multiprocessor leave 128 registers a thread, and one tile of sums moves out of them
+// once a turn.
 #include "encode.cuh"
 #include "exchange.cuh"
 #include "launch.cuh"
@@ -12,8 +12,14 @@
 namespace fusedfield {
 namespace {
 
-// Of rows that a block takes at least, if they are that few: each loads the matrices and adds to their gradients once, which takes about as long as three turns.
-constexpr int LEAST_TURNS = 4;
+constexpr int START = 3;  // turns that take as long as loading the matrices and adding to their gradients, which each block does once
+
+// Blocks that a multiprocessor shall hold at once, so that one works while the other waits: two, where there is shared memory for them.
+#if __CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1200
+constexpr int BLOCKS = 2;
+#else
+constexpr int BLOCKS = 1;
+#endif
 
 struct Block {
     alignas(16) __half matrices[Geometry::size + Colour::size];
@@ -59,7 +65,7 @@ __device__ __forceinline__ void read_upstream(const float* gradient, float scale
     }
 }
 
-__global__ void __launch_bounds__(THREADS, 2) backward_kernel(Stored<ENCODED> source, const float* __restrict__ directions, NGPMatrices matrices, Batch batch,
+__global__ void __launch_bounds__(THREADS, BLOCKS) backward_kernel(Stored<ENCODED> source, const float* __restrict__ directions, NGPMatrices matrices, Batch batch,
                                                            Upstream upstream, __half* __restrict__ of_encoding, __half* __restrict__ of_view,
                                                            float* __restrict__ of_weights) {
     auto& block = shared_block<Block>();
@@ -145,7 +151,7 @@ __global__ void __launch_bounds__(THREADS, 2) backward_kernel(Stored<ENCODED> so
 
 cudaError_t launch_ngp_backward(Encoding given, const float* directions, NGPWeights weights, Batch batch, Upstream upstream, __half* of_encoding,
                                 __half* of_view, float* of_weights, cudaStream_t stream) {
-    return launch(backward_kernel, sizeof(Block), batch.rows, LEAST_TURNS * ROWS, stream, Stored<ENCODED>{given}, directions, NGPMatrices(weights), batch, upstream,
+    return launch(backward_kernel, sizeof(Block), Work{batch.rows, ROWS, START}, stream, Stored<ENCODED>{given}, directions, NGPMatrices(weights), batch, upstream,
                   of_encoding, of_view, of_weights);
 }
 

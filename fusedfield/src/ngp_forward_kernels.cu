@@ -73,7 +73,7 @@ __global__ void __launch_bounds__(THREADS, Shape<Source>::blocks)
 
 template <bool DENSITY, class Source>
 cudaError_t start(Source source, const float* directions, const NGPWeights& weights, Batch batch, __half* results, cudaStream_t stream) {
-    return launch(forward_kernel<Source, DENSITY>, sizeof(Block<Source>), batch.rows, WARPS * Shape<Source>::tiles * TILE, stream, source, directions, NGPMatrices(weights),
+    return launch(forward_kernel<Source, DENSITY>, sizeof(Block<Source>), Work{batch.rows, WARPS * Shape<Source>::tiles * TILE}, stream, source, directions, NGPMatrices(weights),
                   batch, results);
 }
 

@@ -125,7 +125,7 @@ __global__ void __launch_bounds__(THREADS) backward_kernel(Stored<WIDTH> source,
 
 template <class Source>
 cudaError_t start(Source source, const ProposalWeights& weights, Batch batch, __half* logit, cudaStream_t stream) {
-    return launch(forward_kernel<Source>, sizeof(ForwardBlock<Source>), batch.rows, WARPS * M * TILE, stream, source, ProposalMatrices(weights), batch, logit);
+    return launch(forward_kernel<Source>, sizeof(ForwardBlock<Source>), Work{batch.rows, WARPS * M * TILE}, stream, source, ProposalMatrices(weights), batch, logit);
 }
 
 }  // namespace
@@ -144,7 +144,7 @@ template cudaError_t launch_proposal(Positions<float>, ProposalWeights, Batch, _
 
 cudaError_t launch_proposal_backward(Encoding given, ProposalWeights weights, Batch batch, Upstream upstream, __half* of_encoding, float* of_weights,
                                      cudaStream_t stream) {
-    return launch(backward_kernel, sizeof(BackwardBlock), batch.rows, WARPS * TILE, stream, Stored<WIDTH>{given}, ProposalMatrices(weights), batch, upstream,
+    return launch(backward_kernel, sizeof(BackwardBlock), Work{batch.rows, WARPS * TILE}, stream, Stored<WIDTH>{given}, ProposalMatrices(weights), batch, upstream,
                   of_encoding, of_weights);
 }
 

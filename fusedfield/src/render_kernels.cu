@@ -128,7 +128,7 @@ __global__ void __launch_bounds__(THREADS, 3)
 template <typename Value>
 cudaError_t launch_ngp_render(Positions<Value> given, NGPWeights weights, const raymarching::March& march, const Picture& picture, int* next, cudaStream_t stream) {
     using Source = Gathered<ENCODED, Value>;
-    return launch(render_kernel<Source>, sizeof(Block<Source>), picture.rays, WARPS, stream, Source{given}, NGPMatrices(weights), march, picture, next);
+    return launch(render_kernel<Source>, sizeof(Block<Source>), Work{picture.rays, WARPS}, stream, Source{given}, NGPMatrices(weights), march, picture, next);
 }
 
 template cudaError_t launch_ngp_render(Positions<__half>, NGPWeights, const raymarching::March&, const Picture&, int*, cudaStream_t);

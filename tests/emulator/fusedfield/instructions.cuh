@@ -16,14 +16,12 @@ inline void load_blocks(const __half* address, uint32_t (&blocks)[4]) {
         std::abort();
     }
     const int g = emulator::lane() / 4, q = emulator::lane() % 4;
-    const auto loaded = emulator::exchange(address, [=](const auto& row_of) {
+    std::array<uint16_t, 8> own;  // read before the lanes meet: what others wrote is only there if the kernel waited for them
+    std::memcpy(own.data(), address, sizeof own);
+    const auto loaded = emulator::exchange(own, [=](const auto& row_of) {
         std::array<uint32_t, 4> result;
         for (int i = 0; i < 4; ++i) {
-            const auto number = [&](int row, int column) {
-                uint16_t bits;
-                std::memcpy(&bits, row_of(8 * i + row) + column, 2);
-                return uint32_t{bits};
-            };
+            const auto number = [&](int row, int column) { return uint32_t{row_of(8 * i + row)[column]}; };
             result[i] = TRANSPOSED ? number(2 * q, g) | number(2 * q + 1, g) << 16 : number(g, 2 * q) | number(g, 2 * q + 1) << 16;
         }
         return result;

@@ -11,7 +11,7 @@
 
 namespace fusedfield {
 
-constexpr int RESIDENT = 3;  // blocks that "the GPU holds at once": few, so that each comes round again
+constexpr int PROCESSORS = 1, RESIDENT = 2;  // blocks that one holds at once: few, so that each comes round again
 
 template <class Block>
 inline Block& shared_block() {
@@ -19,9 +19,9 @@ inline Block& shared_block() {
 }
 
 template <class... Parameters, class... Arguments>
-cudaError_t launch(void (*kernel)(Parameters...), size_t shared, int rows, int rows_a_block, cudaStream_t, const Arguments&... arguments) {
-    if (rows <= 0) return cudaSuccess;
-    emulator::blocks.x = min((rows - 1) / rows_a_block + 1, RESIDENT);
+cudaError_t launch(void (*kernel)(Parameters...), size_t shared, Work work, cudaStream_t, const Arguments&... arguments) {
+    if (work.rows <= 0) return cudaSuccess;
+    emulator::blocks.x = blocks_for(work, PROCESSORS, RESIDENT);
     for (int block = 0; block < emulator::blocks.x; ++block) {
         const std::unique_ptr<unsigned char, void (*)(void*)> memory(static_cast<unsigned char*>(std::aligned_alloc(128, (shared + 127) / 128 * 128)), std::free);
         std::memset(memory.get(), 0xff, shared);  // NaN: what is read before it was written shows

@@ -10,7 +10,7 @@ struct __half {
     explicit operator float() const { return value; }
 };
 
-struct __half2 {
+struct alignas(4) __half2 {
     __half x, y;
 };
 

@@ -23,7 +23,7 @@ using cudaError_t = int;
 using cudaStream_t = void*;
 constexpr cudaError_t cudaSuccess = 0;
 
-struct float2 {
+struct alignas(8) float2 {
     float x, y;
 };
 
@@ -32,7 +32,7 @@ namespace emulator {
 constexpr int LANES = 32;
 
 struct Index {
-    int x;
+    unsigned x;
 };
 
 // What the lanes of a warp tell each other.
