@@ -9,6 +9,7 @@ import sqlite3
 import stat
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -77,6 +78,12 @@ def no_colmap(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "pycolmap" else found(name, *rest))
 
 
+@pytest.fixture
+def unasked_colmap(monkeypatch):
+    """COLMAP is there, also on a machine without it, but must not be asked for anything: what goes in is looked at first."""
+    monkeypatch.setattr(colmap2nerf, "choose_colmap", lambda wanted: SimpleNamespace())
+
+
 # Frames
 
 
@@ -115,7 +122,7 @@ def test_frames_alone_can_be_taken_first(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("case", ["missing", "corrupt", "empty", "text", "one frame", "beyond its end"])
-def test_videos_that_give_no_scene(case, tmp_path, capsys):
+def test_videos_that_give_no_scene(case, tmp_path, capsys, unasked_colmap):
     video, flags = tmp_path / "v.mp4", []
     if case == "one frame":
         write_video(video, [texture(0, 64)])
@@ -136,7 +143,7 @@ def test_videos_that_give_no_scene(case, tmp_path, capsys):
 # Photos
 
 
-def test_photos_that_give_no_scene(photos, tmp_path, capsys):
+def test_photos_that_give_no_scene(photos, tmp_path, capsys, unasked_colmap):
     (tmp_path / "empty").mkdir()
     assert "no photos" in refused(capsys, "--images", tmp_path / "empty", "--run_colmap")
     assert "no such folder" in refused(capsys, "--images", tmp_path / "absent", "--run_colmap")
@@ -159,7 +166,7 @@ def test_without_colmap(photos, no_colmap, capsys):
     assert list(photos.parent.iterdir()) == [photos]
 
 
-def test_a_folder_that_cannot_be_written(photos, tmp_path, capsys):
+def test_a_folder_that_cannot_be_written(photos, tmp_path, capsys, unasked_colmap):
     blocked = tmp_path / "blocked"
     if os.geteuid():
         blocked.mkdir(mode=stat.S_IRUSR | stat.S_IXUSR)
@@ -197,7 +204,7 @@ def test_photos_in_linked_folders(photos, tmp_path):
     assert [photo.name for photo in find_photos(photos.parent)] == [f"{folder}/{i}.png" for folder in ("images", "more") for i in range(4)]
 
 
-def test_masks_must_fit(photos, capsys):
+def test_masks_must_fit(photos, capsys, unasked_colmap):
     masks = photos.parent / "masks"
     write_photo(masks / "other.png", mode="L")
     assert "no mask" in refused(capsys, "--images", photos, "--run_colmap")
