@@ -123,15 +123,15 @@ def test_ngp_networks_and_their_gradients(emulated, rows, used):
 
 
 def test_ngp_whole_rays(emulated):
-    rays, field, weights = 40, ngp_field("cpu"), ngp_weights(ngp_field("cpu"))
+    rays, field = 40, ngp_field("cpu")
     given, cells = rays_and_cells(rays, "cpu")
     *grid, bound = grid_arguments(field, torch.float16)
     features, opacity, depth = torch.full((rays, 3), 7.0), torch.full((rays,), 7.0), torch.full((rays,), 7.0)
     call(
-        emulated.ngp_render, *given, cells, *levels_of(*grid), bound, weights, 2.5, MARCH["cascades"], MARCH["grid_size"], MARCH["dt_gamma"], MARCH["max_steps"],
+        emulated.ngp_render, *given, cells, *levels_of(*grid), bound, ngp_weights(field), 2.5, MARCH["cascades"], MARCH["grid_size"], MARCH["dt_gamma"], MARCH["max_steps"],
         T_THRESH, rays, features, opacity, depth,
     )  # fmt: skip
-    truth = reference.ngp_render(*given, cells, grid[0].float(), *grid[1:], bound, weights, 2.5, *MARCH.values(), T_THRESH)
+    truth = reference.ngp_render(*given, cells, grid[0].float(), *grid[1:], bound, ngp_weights(field), 2.5, *MARCH.values(), T_THRESH)
     for ours, exact in zip((features, opacity, depth), truth, strict=True):
         assert torch.equal(ours.isfinite(), exact.isfinite()) and exact.nan_to_num(0).any()
         assert relative(ours.nan_to_num(0), exact.double().nan_to_num(0)) < 1e-2

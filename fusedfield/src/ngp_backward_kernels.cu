@@ -65,9 +65,9 @@ __device__ __forceinline__ void read_upstream(const float* gradient, float scale
     }
 }
 
-__global__ void __launch_bounds__(THREADS, BLOCKS) backward_kernel(Stored<ENCODED> source, const float* __restrict__ directions, NGPMatrices matrices, Batch batch,
-                                                           Upstream upstream, __half* __restrict__ of_encoding, __half* __restrict__ of_view,
-                                                           float* __restrict__ of_weights) {
+__global__ void __launch_bounds__(THREADS, BLOCKS)
+    backward_kernel(Stored<ENCODED> source, const float* __restrict__ directions, NGPMatrices matrices, Batch batch, Upstream upstream,
+                    __half* __restrict__ of_encoding, __half* __restrict__ of_view, float* __restrict__ of_weights) {
     auto& block = shared_block<Block>();
     const Geometry geometry(matrices.geometry, block.matrices);
     const Colour colour(matrices.colour, block.matrices + Geometry::size);
