@@ -51,6 +51,12 @@ def save_checkpoint(folder, name, state):
     return path
 
 
+def save_step(folder, step, state):
+    """Write the checkpoint of a step as `save_checkpoint` does, then remove old ones."""
+    save_checkpoint(folder, step_name(step), state)
+    prune(folder)
+
+
 def prune(folder, keep=2):
     """Remove all step checkpoints of a folder but the `keep` newest; best.pth stays."""
     for path in _step_checkpoints(folder)[keep:]:

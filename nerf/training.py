@@ -18,6 +18,7 @@ from nerf.model import build_model
 from nerf.rays import RaySource, Views
 from nerf.readout import Readout
 from nerf.scene_identity import check_scene, scene_state
+from nerf.snapshot import Snapshot
 from nerf.step import StepNumbers, TrainingStep
 from nerf.volume import density
 
@@ -51,7 +52,7 @@ class Trainer:
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.step.optimizer, self._rate)
         self.ema = ExponentialMovingAverage(nn.ModuleList([self.model.field, self.model.sampler]), options.ema_decay)
         self.readout = Readout()
-        self.best_psnr, self.restores, self.snapshot = -math.inf, 0, None
+        self.best_psnr, self.restores, self.snapshot = -math.inf, 0, Snapshot()
         self.validations, self.saves = 0, 0
         self._last_read = (0, 0.0)
         self._pace = 0.0  # seconds a step before that
@@ -90,7 +91,7 @@ class Trainer:
         display = Progress(self.options.iters if "iters" in self.options.given else None)
         scalars = Scalars(self.folder)
         self._align_schedules()
-        self._take_snapshot()
+        self.snapshot.take(self.state_dict())
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
             self.memory_before = torch.cuda.memory_allocated(self.device) / 2**20
@@ -105,6 +106,7 @@ class Trainer:
                     self._close_training(display)
                     if stop.signal is None:
                         self._finish(display, scalars)
+                    self.snapshot.settle()
             return stop.signal
         finally:
             display.close()
@@ -139,7 +141,8 @@ class Trainer:
             read = self.follow()
             if read and not self._restore_if_bad(display):
                 self._show(*read, display, scalars)
-        if steps % SNAPSHOT_INTERVAL == 0 or self._save_due() or self._validation_due():
+        snapshot_due = steps % SNAPSHOT_INTERVAL == 0 and not self.snapshot.busy
+        if snapshot_due or self._save_due() or self._validation_due():
             with self.clock.paused():
                 self._keep(display, scalars)
 
@@ -166,7 +169,8 @@ class Trainer:
         if self.step.steps == self._began and (self.folder / "checkpoints" / checkpoint.step_name(self._began)).exists():
             return
         self._is_sound(display)
-        self.save()
+        self.snapshot.take(self.state_dict())
+        self._write()
         if self.step.poses:
             self.step.poses.save(self.folder / "poses.json", [self.scene.names[i] for i in self.scene.train])
 
@@ -174,9 +178,9 @@ class Trainer:
         """With the clock stopped: checks that all is finite, then snapshot, validation and checkpoint as they are due."""
         if not self._is_sound(display):
             return
-        self._take_snapshot()
+        self.snapshot.take(self.state_dict())
         if self.progress() < 1 and self._save_due():
-            self.save()
+            self._write()
         if self.progress() < 1 and self._validation_due():
             self._validate(display, scalars, self._validation_folder(), pictures=1)
 
@@ -212,7 +216,7 @@ class Trainer:
     # ---- validation
 
     def _validate(self, display, scalars, folder, **options):
-        """Measures the mean weights on the held-out photos into a folder (options as of `evaluate`) and adds a line to the history."""
+        """Measures the mean weights on the held-out photos into a folder (options as of `evaluate`) and adds a line to the history. The snapshot is of this step."""
         line = {
             "step": self.step.steps, "training_time": round(self.clock.seconds, 3), **self._told_of_steps(),
             "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads",
@@ -225,7 +229,8 @@ class Trainer:
         self.validations += 1
         if line["psnr"] is not None and result["non_finite"] == 0 and line["psnr"] > self.best_psnr:
             self.best_psnr = line["psnr"]
-            checkpoint.save_checkpoint(self.folder / "checkpoints", "best.pth", self.state_dict())
+            self.snapshot.state["best_psnr"] = self.best_psnr
+            self.snapshot.write(checkpoint.save_checkpoint, self.folder / "checkpoints", checkpoint.BEST)
         self._pace = self.seconds_per_step()
         self._last_read = (self.step.steps, self.clock.seconds)
         if self.device.type == "cuda":
@@ -310,8 +315,13 @@ class Trainer:
 
     def save(self):
         """Writes a checkpoint of this step and removes old ones."""
-        checkpoint.save_checkpoint(self.folder / "checkpoints", checkpoint.step_name(self.step.steps), self.state_dict())
-        checkpoint.prune(self.folder / "checkpoints")
+        self.snapshot.take(self.state_dict())
+        self._write()
+        self.snapshot.settle()
+
+    def _write(self):
+        """Has a checkpoint of the snapshot written, and old ones removed, while training goes on."""
+        self.snapshot.write(checkpoint.save_step, self.folder / "checkpoints", self.snapshot.state["step"])
         self.saves += 1
 
     def _align_schedules(self):
@@ -320,9 +330,6 @@ class Trainer:
         done = self.progress() * self.options.eval_cnt if self.options.eval_cnt else self.clock.seconds / self.options.val_checkpoint
         self.validations = int(done)
 
-    def _take_snapshot(self):
-        self.snapshot = _on_host(self.state_dict())
-
     def _restore_if_bad(self, display):
         """Goes back to the last good state where a loss was not finite; True where that happened."""
         _, numbers = self.readout.latest()
@@ -330,13 +337,14 @@ class Trainer:
         if bad_step < 0:
             return False
         self.restores += 1
-        good = self.snapshot["step"]
+        good = self.snapshot.state["step"]
         if self.restores > MOST_RESTORES:
-            checkpoint.save_checkpoint(self.folder / "checkpoints", checkpoint.step_name(good), self.snapshot)
+            self._write()
+            self.snapshot.settle()
             raise UserError(f"The loss is not finite at step {bad_step}, for the {self.restores}th time; the last good state (step {good}) is saved: lower --lr, or use --no-fp16.")  # fmt: skip
         display.print(f"The loss is not finite at step {bad_step}: back to the state of step {good}.")
         seed = self.options.seed + 1000 * self.restores  # other draws than those that led here
-        self.load_state_dict(self.snapshot)
+        self.load_state_dict(self.snapshot.state)
         self.step.generator.manual_seed(seed)
         self.step.source.generator.manual_seed(seed + 1)
         self.readout = Readout()
@@ -353,17 +361,6 @@ def hours(seconds):
 
 def _number(value, digits):
     return "not finite" if value is None else f"{value:.{digits}f}"
-
-
-def _on_host(state):
-    """A copy of a state with its tensors in host memory."""
-    if isinstance(state, torch.Tensor):
-        return state.detach().to("cpu", copy=True)
-    if isinstance(state, dict):
-        return {key: _on_host(value) for key, value in state.items()}
-    if isinstance(state, (list, tuple)):
-        return type(state)(_on_host(value) for value in state)
-    return state
 
 
 class _StopSignals:
