@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from kernel_cases.cases import cases
 from kernel_cases.fused import fused_cases
+from kernel_cases.intervals import interval_cases
 from kernel_cases.work import scene_pool, synthetic_pool, work_of_size
 from nerf.errors import UserError, tells_user_errors
 from nerf.files import write_file
@@ -43,7 +44,7 @@ def main():
     rows = []
     for size in arguments.sizes:
         work = work_of_size(pool, 2**size)
-        for measured in chain(cases(work, arguments.log2_table_size), fused_cases(work, arguments.log2_table_size)):
+        for measured in chain(cases(work, arguments.log2_table_size), interval_cases(work), fused_cases(work, arguments.log2_table_size)):
             if arguments.only not in measured.name:
                 continue
             rows.append(row(measured, size, work, ceiling, arguments, device))

@@ -13,10 +13,12 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import bench_kernels
 from kernel_cases import work as kernel_work
 from kernel_cases.cases import cases
+from kernel_cases.intervals import interval_cases
 from nerf.errors import UserError
 
 KERNELS = ["grid forward", "grid gradient", "SH 4 forward", "SH 4 gradient", "frequency 6 forward", "frequency 6 gradient", "composite forward",
            "composite gradient", "march_rays_train", "packbits", "morton3D", "morton3D_invert", "near_far_from_aabb", "generate_rays"]  # fmt: skip
+INTERVALS = {"place_samples": (48, 1956), "resample": (256, 2964), "interlevel_loss": (96, 1360)}  # samples of a ray, and its bytes
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +55,14 @@ def test_bytes_follow_their_formulas(work):
         assert case.bytes == evaluated(case.formula, symbols), case.name
 
 
+def test_bytes_of_intervals_follow_their_formulas(work):
+    for case in interval_cases(work):
+        samples, count = INTERVALS[case.name.split(",")[0]]
+        assert case.formula == f"{count} N" and case.bytes == 512 // samples * count, case.name
+
+
 def test_a_kernel_and_its_twin_agree(work):
-    for case in cases(work, 10):
+    for case in [*cases(work, 10), *interval_cases(work)]:
         torch.manual_seed(0)
         for ours, theirs in zip(tensors(case.kernel()), tensors(case.twin()), strict=True):
             assert ours.shape == theirs.shape and ours.dtype == theirs.dtype, case.name
@@ -72,7 +80,7 @@ def test_tables_and_json(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["bench_kernels.py", *small])
     bench_kernels.main()
     report = json.loads((tmp_path / "out" / "kernels.json").read_text())
-    assert {row["kernel"].split(",")[0] for row in report["rows"]} == set(KERNELS)
+    assert {row["kernel"].split(",")[0] for row in report["rows"]} == {*KERNELS, *INTERVALS}
     assert {row["size"] for row in report["rows"]} == {5, 6}
     for row in report["rows"]:
         assert row["ms"] > 0 and row["twin_over_kernel"] > 0
