@@ -54,7 +54,7 @@ def ssim(prediction, target):
     if min(height, width) <= reach:
         return float("nan")
     rows, total = max(1, SSIM_AT_ONCE // width), 0.0
-    with torch.backends.cudnn.flags(allow_tf32=False):  # variances are small differences of large sums
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # variances are small differences of large sums
         for first in range(0, height, rows):  # bands of rows, each with what the windows of its own rows reach
             begin, last = max(0, first - reach), min(first + rows, height)
             band = (_as_batch(picture[begin : last + reach]) for picture in (prediction, target))
@@ -86,7 +86,7 @@ def lpips(prediction, target):
     prediction, target = _pair(prediction, target)
     if min(prediction.shape[:2]) < SMALLEST_LPIPS or not bool(torch.isfinite(prediction).all()):
         return float("nan")
-    with torch.no_grad(), torch.backends.cudnn.flags(allow_tf32=False):
+    with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         return float(_lpips_network()(_as_batch(prediction.clamp(0, 1)), _as_batch(target.clamp(0, 1))))
 
 
