@@ -8,7 +8,8 @@ import torch
 class ExponentialMovingAverage:
     """Follows parameters with `mean <- d mean + (1 - d) parameter`; d grows to `decay` as (1 + n) / (20 + n).
 
-    So the mean spans about the last twentieth of a short run: longer, it would lag behind what is still being learned.
+    So the mean spans about the last twentieth of the updates so far, until `decay` holds it. Twice as long it lags behind what is still being learned, and
+    shorter it leaves noise in, more of it the fewer samples a step learns from.
     """
 
     def __init__(self, module, decay):

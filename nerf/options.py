@@ -110,7 +110,7 @@ class Options:
     refine_poses: bool = _training(False, "correct the training photos' poses while learning; WORKSPACE/poses.json holds the result")
     pose_lr: float = _training(3e-4, "learning rate of the poses, in radians and world units", above=0, high=0.1)
     near_grad_scale: float = _training(0.5, "nearer to a camera than this, gradients shrink with the square of distance (fewer floaters); 0 = off", low=0)
-    ema_decay: float = _training(0.98, "decay of the averaged weights that are evaluated", low=0, below=1)
+    ema_decay: float = _training(0.999, "most decay, every 16 steps, of the averaged weights that are evaluated; less in the beginning", low=0, below=1)
 
     field: str = _network("fused", "compute the field in kernels of its own where there are some (CUDA), or layer by layer", choices=("fused", "torch"))
     backbone: str = _network("ngp", "what is learned", choices=("ngp", "merf"))
