@@ -314,10 +314,10 @@ class Trainer:
         self._began = self.step.steps
 
     def save(self):
-        """Writes a checkpoint of this step and removes old ones."""
-        self.snapshot.take(self.state_dict())
-        self._write()
+        """Writes a checkpoint of this step, now, and removes old ones. The snapshot stays: whether all is finite here has not been looked at."""
         self.snapshot.settle()
+        checkpoint.save_step(self.folder / "checkpoints", self.step.steps, self.state_dict())
+        self.saves += 1
 
     def _write(self):
         """Has a checkpoint of the snapshot written, and old ones removed, while training goes on."""

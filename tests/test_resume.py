@@ -203,6 +203,15 @@ def test_what_a_signal_saves_is_finite(make_trainer):
     assert all(torch.isfinite(value).all() for value in state["field"].values())
 
 
+def test_a_save_on_demand_leaves_what_training_goes_back_to_alone(make_trainer):
+    trainer = make_trainer()
+    trainer.snapshot.take(trainer.state_dict())
+    advance(trainer, 1)
+    trainer.save()
+    assert trainer.snapshot.state["step"] == 0
+    assert checkpoint.load_checkpoint(checkpoint.find_checkpoint(trainer.folder, "latest"), "cpu")["step"] == 1
+
+
 def test_pictures_that_are_not_finite_are_told_and_end_nothing(make_trainer, capsys):
     trainer = make_trainer("--iters", "4")
     trainer.ema.mean[1].fill_(torch.nan)
