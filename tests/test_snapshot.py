@@ -47,6 +47,20 @@ def test_the_memory_of_a_gpus_state_is_page_locked(gpu):
     assert snapshot.state["parts"][0].is_pinned()
 
 
+def test_without_page_locked_memory_the_copy_is_made_all_the_same(monkeypatch):
+    empty = torch.empty
+
+    def refuses(*arguments, **options):
+        if "pin_memory" in options:
+            raise RuntimeError("CUDA error: out of memory")
+        return empty(*arguments, **options)
+
+    monkeypatch.setattr(torch, "empty", refuses)
+    snapshot = Snapshot()
+    snapshot.take(state("cpu"))
+    assert bool((snapshot.state["parts"][0] == 1).all())
+
+
 def test_a_copy_waits_until_the_one_before_is_written():
     snapshot, go, written = Snapshot(), threading.Event(), []
 
