@@ -8,8 +8,8 @@ import torch
 class Snapshot:
     """A copy of a state (tensors, plain values; lists, tuples and dicts of them).
 
-    Each copy goes into the memory of the one before, page-locked where the tensors are on a GPU: that takes some 10 ms for 200 MB, where new memory takes ten times as
-    long. One thread writes files of it; a copy waits until they are written.
+    Each copy goes into the memory of the one before, page-locked where the tensors are on a GPU: most of the time that a copy takes is for getting new memory.
+    One thread writes files of it; a copy waits until they are written.
     """
 
     def __init__(self):

@@ -60,6 +60,16 @@ def advance(trainer, steps):
     return StepNumbers(*trainer.step.numbers.tolist())
 
 
+@contextlib.contextmanager
+def no_host_waits():
+    """Makes it an error that the host waits for the device."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 @pytest.fixture
 def gpu():
     """The device, if the fused fields run there."""

@@ -1,11 +1,11 @@
 """The frequency encoding against its twin, against the formula written out and against its own stated properties."""
 
-import contextlib
 import math
 
 import pytest
 import torch
 
+from conftest import no_host_waits
 from freqencoder import (
     FreqEncoder,
     freq_encode,
@@ -191,16 +191,6 @@ def test_cuda_gradient_through_autocast():
     (gradient,) = torch.autograd.grad(output.float().sum(), positions)
     expected = reference.freq_encode_backward(torch.ones(100, 39).double(), positions.detach().cpu().double(), 6, True)
     assert_gradients_close(gradient.cpu(), expected, 6)
-
-
-@contextlib.contextmanager
-def no_host_waits():
-    """Makes it an error that the host waits for the device."""
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.gpu

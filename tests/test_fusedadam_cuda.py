@@ -1,25 +1,15 @@
 """The optimiser on a GPU: nothing waits for the host, a step is captured in a graph, and devices are kept apart."""
 
-import contextlib
 import math
 
 import pytest
 import torch
 
+from conftest import no_host_waits
 from fusedadam import FusedAdam
 from test_fusedadam import SEED, SHAPES, assert_same, give, held, make, random_tensors, run, step_number
 
 pytestmark = pytest.mark.gpu
-
-
-@contextlib.contextmanager
-def no_host_waits():
-    """Makes it an error that the host waits for the device."""
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_step_and_schedule_do_not_wait():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from conftest import DEVICES, advance
+from conftest import DEVICES, advance, no_host_waits
 from nerf import checkpoint
 from nerf.errors import UserError
 from nerf.step import StepNumbers
@@ -113,12 +113,9 @@ def test_merf_has_no_appearance(make_trainer):
 def test_a_step_of_each_model_never_waits_and_is_recorded(make_trainer, model, mining):
     trainer = make(make_trainer, model, *mining, device="cuda")
     advance(trainer, 330)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_host_waits():
         for _ in range(40):
             trainer.advance()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     assert trainer.step.replay.graphs and StepNumbers(*trainer.step.numbers.tolist()).bad_step == -1
 
 

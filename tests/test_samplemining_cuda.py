@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from conftest import no_host_waits
 from samplemining import take_rows, thin_samples
 from test_samplemining import LAWS, SCORES, log_normal, thin, uniform, with_scores
 
@@ -52,15 +53,11 @@ def test_second_stream_is_honoured_without_waiting():
     count, tau = torch.tensor([100_000], dtype=torch.int32, device="cuda"), torch.ones(1, device="cuda")
     late, stream = torch.zeros_like(delta), torch.cuda.Stream()
     torch.cuda.synchronize()
-    with torch.cuda.stream(stream):
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            torch.cuda._sleep(100_000_000)
-            late.copy_(delta)
-            index, _, counts = thin_samples(late, noise, count, tau, 60_000)
-            (taken,) = take_rows([late], index)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
+    with torch.cuda.stream(stream), no_host_waits():
+        torch.cuda._sleep(100_000_000)
+        late.copy_(delta)
+        index, _, counts = thin_samples(late, noise, count, tau, 60_000)
+        (taken,) = take_rows([late], index)
     torch.cuda.synchronize()
     expected, _, expected_counts = thin_samples(delta, noise, count, torch.ones_like(tau), 60_000)
     assert torch.equal(index, expected) and torch.equal(counts, expected_counts) and torch.equal(taken, delta[expected])

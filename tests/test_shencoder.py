@@ -1,6 +1,5 @@
 """The spherical-harmonics encoding against its twin, against SciPy and against its own defining properties."""
 
-import contextlib
 import math
 
 import numpy
@@ -8,6 +7,7 @@ import pytest
 import torch
 from scipy import special
 
+from conftest import no_host_waits
 from shencoder import (
     SHEncoder,
     ops,
@@ -225,16 +225,6 @@ def test_cuda_gradient_through_autocast():
     (gradient,) = torch.autograd.grad(output.float().sum(), directions)
     expected = reference.sh_encode_backward(torch.ones(100, 16), directions.detach().cpu(), 4)
     torch.testing.assert_close(gradient.cpu(), expected, rtol=1e-5, atol=1e-4)
-
-
-@contextlib.contextmanager
-def no_host_waits():
-    """Makes it an error that the host waits for the device."""
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.gpu

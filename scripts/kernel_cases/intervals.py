@@ -7,14 +7,14 @@ import raysampling
 from .cases import FLOAT, HALF, case
 
 COARSE, MIDDLE, FINE = 256, 96, 48
-RAY = 8 * FLOAT  # origin, direction, near, far; of the last two alone 2 FLOAT
+RAY = 8 * FLOAT  # origin, direction, near, far
 SAMPLE = 9 * FLOAT  # position, direction, t, dt, ray_index
 
 
 def interval_cases(work):
     """Each has N rays, as many as give the work's number of samples."""
     rays = rays_of(work, FINE)
-    edges = middle_edges(rays, FINE)
+    edges = uneven_edges(rays, FINE)
     place = edges, *rays
     yield case(
         raysampling, f"place_samples, {FINE} a ray", lambda: raysampling.place_samples(*place, contract=True, last_open=True),
@@ -28,7 +28,7 @@ def interval_cases(work):
     )  # fmt: skip
     rays = rays_of(work, MIDDLE)
     weights = torch.rand(len(rays[0]), FINE, device=rays[0].device) / FINE
-    loss = middle_edges(rays, FINE), weights, middle_edges(rays, MIDDLE), log_density(rays, MIDDLE), *rays[2:]
+    loss = uneven_edges(rays, FINE), weights, uneven_edges(rays, MIDDLE), log_density(rays, MIDDLE), *rays[2:]
     yield case(
         raysampling, f"interlevel_loss, {FINE} on {MIDDLE}", lambda: raysampling.interlevel_loss(*loss),
         *per_ray(rays, FLOAT * (FINE + 1 + FINE + MIDDLE + 1 + MIDDLE + 2) + HALF * MIDDLE),
@@ -47,7 +47,7 @@ def even_edges(rays, intervals):
     return torch.linspace(0, 1, intervals + 1, device=rays[0].device).repeat(len(rays[0]), 1)
 
 
-def middle_edges(rays, intervals):
+def uneven_edges(rays, intervals):
     """[N, intervals + 1], as a proposal of MIDDLE even intervals and uneven density leaves them."""
     return raysampling.resample(even_edges(rays, MIDDLE), log_density(rays, MIDDLE), *rays[2:], noise_of(rays), intervals)[0]
 
