@@ -46,11 +46,13 @@ class Replay:
         self.graphs[key].replay()
 
     def _on_own_stream(self, work):
-        here = torch.cuda.current_stream(self.stream.device)
-        self.stream.wait_stream(here)
+        self.stream.wait_stream(torch.cuda.current_stream(self.stream.device))
         with torch.cuda.stream(self.stream):
             work()
-        here.wait_stream(self.stream)
+        self._wait_for_own_stream()
+
+    def _wait_for_own_stream(self):
+        torch.cuda.current_stream(self.stream.device).wait_stream(self.stream)
 
     def _record(self, work):
         graph = torch.cuda.CUDAGraph()
@@ -62,6 +64,7 @@ class Replay:
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"The training step could not be recorded as a CUDA graph ({reason}); train with --no-graph.") from error
+        self._wait_for_own_stream()  # torch has zeroed the generators' offsets there, which a replay sets
         return graph
 
     def forget(self):

@@ -43,6 +43,31 @@ def test_replays_draw_what_runs_would_have_drawn(counter):
 
 
 @pytest.mark.gpu
+def test_the_first_replay_does_so_too_where_the_device_is_late(counter, monkeypatch):
+    """torch zeroes the generator's offset on the stream of the recording: here so late that a replay could have set it already, and not yet read it."""
+    replay, work, total, generator = counter
+    begin = torch.cuda.CUDAGraph.capture_begin
+
+    def begin_late(*arguments, **options):
+        torch.cuda._sleep(20_000_000)  # cycles
+        begin(*arguments, **options)
+
+    def work_late():
+        torch.cuda._sleep(60_000_000)
+        work()
+
+    monkeypatch.setattr(torch.cuda.CUDAGraph, "capture_begin", begin_late)
+    for _ in range(WARM_RUNS + 1):
+        replay("work", work_late)
+    replayed = total.clone()
+    total.zero_()
+    generator.manual_seed(0)
+    for _ in range(WARM_RUNS + 1):
+        work()
+    assert torch.equal(replayed, total)
+
+
+@pytest.mark.gpu
 def test_each_variant_is_recorded_and_what_is_forgotten_is_recorded_again(counter):
     replay, work, total, _ = counter
     for size in (10, 1000, 10, 1000):
